@@ -1,0 +1,64 @@
+"""Which training examples made the model do that? Answered by retraining.
+
+Names are loaded when they are first used, so that importing the package stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from datamodels.version import __version__
+
+if TYPE_CHECKING:
+    from datamodels.attribution import Attribution
+    from datamodels.design import Design
+    from datamodels.evaluation.lds import lds
+    from datamodels.regression.estimators import DifferenceInMeans, ElasticNet, Lasso, LeastSquares, Ridge
+    from datamodels.regression.fit import fit
+    from datamodels.store import Store
+    from datamodels.training.campaign import train
+    from datamodels.training.task import block_task
+
+_HOME = {
+    "Attribution": "datamodels.attribution",
+    "Design": "datamodels.design",
+    "DifferenceInMeans": "datamodels.regression.estimators",
+    "ElasticNet": "datamodels.regression.estimators",
+    "Lasso": "datamodels.regression.estimators",
+    "LeastSquares": "datamodels.regression.estimators",
+    "Ridge": "datamodels.regression.estimators",
+    "Store": "datamodels.store",
+    "block_task": "datamodels.training.task",
+    "fit": "datamodels.regression.fit",
+    "lds": "datamodels.evaluation.lds",
+    "train": "datamodels.training.campaign",
+}
+
+__all__ = [
+    "Attribution",
+    "Design",
+    "DifferenceInMeans",
+    "ElasticNet",
+    "Lasso",
+    "LeastSquares",
+    "Ridge",
+    "Store",
+    "__version__",
+    "block_task",
+    "fit",
+    "lds",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

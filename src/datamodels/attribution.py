@@ -1,0 +1,291 @@
+"""The result: one weight per (training example, target), in output units per example.
+
+Every way to attribute yields an `Attribution`, so every evaluation and application takes any of them.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datamodels.errors import RequestError, first_line, newer_format
+
+if TYPE_CHECKING:
+    import anndata
+
+FORMAT_VERSION = 1
+_UNS = "datamodels"
+Sign = Literal["positive", "negative", "absolute"]
+
+
+class Top(NamedTuple):
+    """Training examples of one target, strongest first: indices (k,) and weights (k,)."""
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Datamodels of many targets: ``masks @ weights + bias`` predicts the outputs.
+
+    Attributes
+    ----------
+    weights
+        (n_train, n_targets) float32, in raw mask units: the change of the output when the example
+        joins the training set.
+    bias
+        (n_targets,) float64.
+    target_facts
+        name -> (n_targets,) or (n_targets, k): ``lam``, ``n_nonzero``, ``gap``, ``val_r2`` for path
+        estimators, ``path_*`` for what was tried on the way, and what users add.
+    train_facts
+        name -> (n_train,): what users add about training examples.
+    train_columns
+        (n_targets,) the training example that each target is, or None when targets are not training
+        examples. Such targets are fitted and evaluated on the models that did not see them.
+    provenance
+        Where it comes from: estimator, versions, and per source of rows its identity, design,
+        fingerprint and the rows used.
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    target_facts: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    train_facts: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    train_columns: NDArray[np.int64] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights, dtype=np.float32)
+        bias = np.asarray(self.bias, dtype=np.float64)
+        if weights.ndim != 2 or bias.shape != weights.shape[1:]:
+            raise RequestError(
+                f"weights have shape {weights.shape} and bias {bias.shape}; they must be (n_train, n_targets) and (n_targets,)"
+            )
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "bias", bias)
+        for name, size in (("target_facts", self.n_targets), ("train_facts", self.n_train)):
+            facts = {key: np.asarray(value) for key, value in getattr(self, name).items()}
+            for key, value in facts.items():
+                if value.shape[:1] != (size,):
+                    raise RequestError(f"{name}[{key!r}] has shape {value.shape}; its first axis must be {size}")
+            object.__setattr__(self, name, facts)
+        if self.train_columns is not None:
+            columns = np.asarray(self.train_columns, dtype=np.int64)
+            if columns.shape != (self.n_targets,) or (len(columns) and not 0 <= columns.min() <= columns.max() < self.n_train):
+                raise RequestError("train_columns must name one training example per target")
+            object.__setattr__(self, "train_columns", columns)
+
+    @property
+    def n_train(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def n_targets(self) -> int:
+        return self.weights.shape[1]
+
+    def __repr__(self) -> str:
+        estimator = self.provenance.get("estimator", {}).get("name", "unknown estimator")
+        return f"Attribution({self.n_train} train examples x {self.n_targets} targets, {estimator})"
+
+    def predict(self, masks: ArrayLike) -> NDArray[np.float64]:
+        """Predicted outputs (k, n_targets) of models trained on `masks`, bool (k, n_train) or (n_train,)."""
+        array = np.asarray(masks)
+        if array.shape[-1:] != (self.n_train,) or array.ndim > 2:
+            raise RequestError(f"masks have shape {array.shape}; their last axis must be n_train = {self.n_train}")
+        return (array.astype(np.float32) @ self.weights).astype(np.float64) + self.bias
+
+    def top(self, target: int, k: int = 10, *, sign: Sign = "positive") -> Top:
+        """The k training examples with the strongest weights for a target, strongest first.
+
+        Parameters
+        ----------
+        sign
+            ``positive``: raise the output (helpful, for margins); ``negative``: lower it; ``absolute``: either.
+            Examples of weight 0 or of the other sign are never listed, so fewer than k may come back.
+        """
+        if not -self.n_targets <= target < self.n_targets:
+            raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
+        column = self.weights[:, target]
+        scores = {"positive": column, "negative": -column, "absolute": np.abs(column)}.get(sign)
+        if scores is None:
+            raise RequestError(f"sign {sign!r} is unknown; legal: positive, negative, absolute")
+        order = np.argsort(-scores, kind="stable")[: max(k, 0)]
+        order = order[scores[order] > 0]
+        return Top(order.astype(np.int64), column[order])
+
+    def select(self, targets: Any) -> Attribution:
+        """The same attribution for some targets: a slice, indices, or a bool mask over targets."""
+        index = np.atleast_1d(np.arange(self.n_targets)[targets])
+        return replace(
+            self,
+            weights=self.weights[:, index],
+            bias=self.bias[index],
+            target_facts={key: value[index] for key, value in self.target_facts.items()},
+            train_columns=None if self.train_columns is None else self.train_columns[index],
+        )
+
+    def __getitem__(self, targets: Any) -> Attribution:
+        return self.select(targets)
+
+    # -- files ------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write an AnnData ``.h5ad``: X = weightsᵀ (sparse when that is smaller), obs = targets, var =
+        training examples, uns = provenance. An existing file is replaced in one step."""
+        path = Path(path)
+        if path.suffix != ".h5ad":
+            raise RequestError(f"{str(path)!r} must end in .h5ad (for the classic layout use export_pt)")
+        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.h5ad")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.to_anndata().write_h5ad(temporary)
+            temporary.replace(path)
+        except OSError as error:
+            raise RequestError(f"cannot write {str(path)!r}: {first_line(error)}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def to_anndata(self) -> anndata.AnnData:
+        """The AnnData object that `save` writes."""
+        import anndata
+        import pandas as pd
+        from scipy import sparse
+
+        matrix = np.ascontiguousarray(self.weights.T)
+        nonzero = int(np.count_nonzero(matrix))
+        smaller_sparse = nonzero * 8 + 4 * len(matrix) < matrix.nbytes
+        obs = pd.DataFrame({"bias": self.bias}, index=[f"target_{i}" for i in range(self.n_targets)])
+        var = pd.DataFrame(index=[f"train_{i}" for i in range(self.n_train)])
+        data = anndata.AnnData(X=sparse.csr_matrix(matrix) if smaller_sparse else matrix, obs=obs, var=var)
+        for frame, multi, facts in ((data.obs, data.obsm, self.target_facts), (data.var, data.varm, self.train_facts)):
+            for key, value in facts.items():
+                (frame if value.ndim == 1 else multi)[key] = value
+        if self.train_columns is not None:
+            data.obs["train_column"] = self.train_columns
+        data.uns[_UNS] = {"format_version": FORMAT_VERSION, "provenance": _to_h5(self.provenance)}
+        return data
+
+    @classmethod
+    def load(cls, path: str | Path) -> Attribution:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        RequestError
+            when the file is missing or holds something else.
+        NewerFormatError
+            when a newer version wrote it.
+        """
+        import anndata
+
+        if not os.path.isfile(path):
+            raise RequestError(f"there is no file {str(path)!r}")
+        try:
+            data = anndata.read_h5ad(path)
+        except Exception as error:
+            raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
+        if _UNS not in data.uns:
+            raise RequestError(f"{str(path)!r} is an AnnData file without datamodels in it (no uns[{_UNS!r}])")
+        return cls.from_anndata(data)
+
+    @classmethod
+    def from_anndata(cls, data: anndata.AnnData) -> Attribution:
+        """The inverse of `to_anndata`."""
+        from scipy import sparse
+
+        version = int(data.uns[_UNS]["format_version"])
+        if version > FORMAT_VERSION:
+            raise newer_format("the attribution", version, FORMAT_VERSION)
+        matrix = data.X.toarray() if sparse.issparse(data.X) else np.asarray(data.X)
+        target_facts = {key: _column(data.obs[key]) for key in data.obs if key not in ("bias", "train_column")}
+        target_facts.update({key: np.asarray(value) for key, value in data.obsm.items()})
+        train_facts = {key: _column(data.var[key]) for key in data.var}
+        train_facts.update({key: np.asarray(value) for key, value in data.varm.items()})
+        return cls(
+            weights=np.ascontiguousarray(matrix.T),
+            bias=data.obs["bias"].to_numpy(),
+            target_facts=target_facts,
+            train_facts=train_facts,
+            train_columns=data.obs["train_column"].to_numpy() if "train_column" in data.obs else None,
+            provenance=_from_h5(data.uns[_UNS].get("provenance", {})),
+        )
+
+    def export_pt(self, path: str | Path) -> Path:
+        """Write the classic layout for `torch.load`: ``weight`` (n_train, n_targets) float32, ``bias`` and
+        ``lam`` (n_targets,)."""
+        import torch
+
+        lam = self.target_facts.get("lam", np.zeros(self.n_targets))
+        content = {
+            "weight": torch.from_numpy(np.array(self.weights)),
+            "bias": torch.from_numpy(np.array(self.bias, dtype=np.float32)),
+            "lam": torch.from_numpy(np.array(lam, dtype=np.float32)),
+        }
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            torch.save(content, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def import_pt(cls, path: str | Path) -> Attribution:
+        """Read the classic layout. Its rows are unknown, so `evaluate` needs ``rows`` named by you."""
+        import torch
+
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            weight, bias = content["weight"], content["bias"]
+        except FileNotFoundError:
+            raise RequestError(f"there is no file {str(path)!r}") from None
+        except Exception as error:
+            raise RequestError(f"{str(path)!r} is not in the classic layout (weight, bias, lam): {first_line(error)}") from None
+        facts = {"lam": content["lam"].numpy()} if "lam" in content else {}
+        return cls(
+            weights=weight.float().numpy(),
+            bias=bias.double().numpy(),
+            target_facts=facts,
+            provenance={"estimator": {"name": "imported"}, "imported_from": str(path)},
+        )
+
+
+def _column(series: Any) -> NDArray[Any]:
+    """A column of a data frame as an array; text comes back as fixed-width strings."""
+    array = series.to_numpy()
+    return array.astype(str) if array.dtype.kind == "O" or str(series.dtype) == "category" else np.asarray(array)
+
+
+def _to_h5(value: Any) -> Any:
+    """Provenance as HDF5 holds it: None is left out, lists of dicts become dicts by position."""
+    if isinstance(value, Mapping):
+        return {str(key): _to_h5(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, Mapping | list | tuple) for item in value):
+            return {"__list__": {str(i): _to_h5(item) for i, item in enumerate(value)}}
+        return np.asarray(value)
+    return value
+
+
+def _from_h5(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"__list__"}:
+            items = value["__list__"]
+            return [_from_h5(items[str(i)]) for i in range(len(items))]
+        return {key: _from_h5(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind in "OUSf" or value.ndim == 0 else value
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

@@ -1,0 +1,86 @@
+"""Errors and warnings. Each message says what was given, what is legal, and what to do.
+
+``exit_status`` is what a command ends with: 2 when the request was wrong, 1 when the work ran
+and something failed.
+"""
+
+from __future__ import annotations
+
+
+class DatamodelsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_status = 2
+
+
+class RequestError(DatamodelsError, ValueError):
+    """An argument, option or input file is not what is needed."""
+
+
+class StoreError(DatamodelsError):
+    """A store cannot be created, opened or extended as asked."""
+
+
+class CorruptStoreError(StoreError):
+    """What lies on disk is not what was written."""
+
+    exit_status = 1
+
+
+class RowError(StoreError, ValueError):
+    """The values of a row do not fit the schema of the store."""
+
+    exit_status = 1
+
+
+class NewerFormatError(StoreError):
+    """A file was written by a newer version of the format than this package reads."""
+
+
+class CampaignError(DatamodelsError):
+    """Training ran, and something failed."""
+
+    exit_status = 1
+
+
+class DatamodelsWarning(UserWarning):
+    """Base of every warning of this package."""
+
+
+class ConstantColumnWarning(DatamodelsWarning):
+    """A training example is in every fitted subset, or in none: its weight is 0."""
+
+
+class MissingClassWarning(DatamodelsWarning):
+    """A training subset has no example of some class."""
+
+
+class ConvergenceWarning(DatamodelsWarning):
+    """A solution missed its tolerance; its gap is stored and says by how much."""
+
+
+def newer_format(what: str, found: object, known: int) -> NewerFormatError:
+    """The error for a file whose format version is newer than `known`."""
+    return NewerFormatError(
+        f"{what} has format version {found}, this package reads up to version {known}; "
+        "upgrade with `pip install --upgrade datamodels-kit`"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """One line that says what an error says, whatever library raised it."""
+    report = getattr(error, "errors", None)
+    if type(error).__name__ == "ValidationError" and callable(report):
+        parts = []
+        for item in report():
+            place = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] == "missing" or not place else f" (given: {item['input']!r:.60})"
+            parts.append(f"{place}: {message}{given}" if place else message)
+        return "; ".join(parts)
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{name}"
+    lines = str(error).strip().splitlines()
+    text = " ".join(line.strip() for line in lines) if isinstance(error, DatamodelsError) else "".join(lines[:1])
+    return text if isinstance(error, DatamodelsError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,112 @@
+"""The contract of an executor: run blocks of rows somewhere, report how each row ended."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Ended = Literal["started", "done", "there", "failed", "timeout", "died", "returned"]
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """News of one row.
+
+    ``started``: it runs from now on. ``done``: written. ``there``: it was complete already.
+    ``returned``: not run, because its worker was lost to another row. ``failed``, ``timeout`` and
+    ``died``: not written, ``text`` says why.
+    """
+
+    row: int
+    ended: Ended
+    seconds: float = 0.0
+    text: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.ended in ("done", "there")
+
+
+class Runner(Protocol):
+    """What an executor carries to its workers: runs rows one after the other or together.
+
+    It is pickled, may be called many times in one process, and raises nothing but interrupts. Before
+    each row it yields ``started``, unless the block is one indivisible step.
+    """
+
+    #: Whether a block is one indivisible step; its time limit then counts for the whole block.
+    whole_blocks: bool
+
+    def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]: ...
+
+
+class Executor(ABC):
+    """Runs blocks of rows. Used as a context manager; leaving it ends all workers."""
+
+    #: How many blocks may run at the same time.
+    slots: int = 1
+
+    @abstractmethod
+    def __enter__(self) -> Executor: ...
+
+    @abstractmethod
+    def __exit__(self, *exc: object) -> None: ...
+
+    @abstractmethod
+    def submit(self, rows: Sequence[int]) -> None:
+        """Give a block to a free slot; call it only when `free` is above 0."""
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many blocks can be submitted now."""
+
+    @abstractmethod
+    def poll(self, wait: float) -> list[RowOutcome]:
+        """How rows ended since the last call, after at most `wait` seconds. Every submitted row ends
+        exactly once, also when its worker died or was stopped for taking too long."""
+
+
+class InlineExecutor(Executor):
+    """Runs rows in this process, for debugging: breakpoints work, and no time limit does."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._waiting: list[Sequence[int]] = []
+
+    def __enter__(self) -> InlineExecutor:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._waiting.clear()
+
+    def submit(self, rows: Sequence[int]) -> None:
+        self._waiting.append(rows)
+
+    @property
+    def free(self) -> int:
+        return 1 - len(self._waiting)
+
+    def poll(self, wait: float) -> list[RowOutcome]:
+        blocks, self._waiting = self._waiting, []
+        return [news for rows in blocks for news in self._runner(rows) if news.ended != "started"]
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of an error as text."""
+    return "".join(traceback.format_exception(error))
+
+
+def one_thread(threads: int) -> dict[str, str]:
+    """Environment that keeps numerical libraries to a number of threads."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return {name: str(threads) for name in names}
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,225 @@
+"""Worker processes on this machine: spawned once, reused between rows, replaced when they hang or die.
+
+Workers hear of their driver's death by the end of a pipe, so none outlives it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from datamodels.errors import RequestError
+from datamodels.executors.base import Executor, RowOutcome, Runner, one_thread, trace_of, usable_cpus
+
+_END_GRACE = 2.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    pipe: Connection
+    alive: Connection
+    pending: list[int] = field(default_factory=list)
+    running: int | None = None
+    since: float = 0.0
+    ready: bool = False
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, how)
+        self.process.join(_END_GRACE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+        self.alive.close()
+        self.process.close()
+
+
+class LocalExecutor(Executor):
+    """Worker processes on this machine.
+
+    Parameters
+    ----------
+    runner
+        What each worker runs.
+    jobs
+        Number of worker processes; by default one per CPU.
+    timeout
+        Seconds that one row may take (the whole block for block tasks), None for no limit. The
+        worker is then replaced.
+    threads
+        Threads of torch and BLAS in each worker.
+    """
+
+    def __init__(self, runner: Runner, *, jobs: int | None = None, timeout: float | None = None, threads: int = 1) -> None:
+        if jobs is not None and jobs < 1:
+            raise RequestError(f"jobs is {jobs}; give 1 or more (executor='inline' runs in this process)")
+        if timeout is not None and timeout <= 0:
+            raise RequestError(f"timeout is {timeout}; give seconds above 0")
+        self.slots = jobs or usable_cpus()
+        self._runner = runner
+        self._payload = b""
+        self._timeout = timeout
+        self._threads = threads
+        self._workers: list[_Worker] = []
+        self._outcomes: list[RowOutcome] = []
+        self._deaths_at_start = 0
+
+    def __enter__(self) -> LocalExecutor:
+        import cloudpickle
+
+        self._payload = cloudpickle.dumps(self._runner)
+        self._workers = [self._start() for _ in range(self.slots)]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:
+            worker.alive.close()  # they end by themselves as soon as they are free
+            if worker.pending and worker.process.is_alive():
+                worker.process.terminate()
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        watched, held = context.Pipe(duplex=False)
+        environment = one_thread(self._threads)
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            process = context.Process(
+                target=_work, args=(self._payload, theirs, watched, self._threads), name="datamodels-worker"
+            )
+            process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+        watched.close()
+        return _Worker(process, ours, held, since=time.monotonic())
+
+    @property
+    def free(self) -> int:
+        return sum(not worker.pending for worker in self._workers)
+
+    def submit(self, rows: Sequence[int]) -> None:
+        worker = next(worker for worker in self._workers if not worker.pending)
+        worker.pending = list(rows)
+        worker.since = time.monotonic()
+        try:
+            worker.pipe.send(list(rows))
+        except OSError:
+            pass  # it died; `poll` finds out and reports
+
+    def poll(self, wait_seconds: float) -> list[RowOutcome]:
+        pipes = {worker.pipe: worker for worker in self._workers}
+        for pipe in wait(list(pipes), timeout=self._patience(wait_seconds)):
+            self._receive(pipes[pipe])  # type: ignore[index]
+        now = time.monotonic()
+        if self._timeout is not None:
+            for worker in [w for w in self._workers if w.ready and w.pending and now - w.since > self._timeout]:
+                self._stop_late(worker)
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def _patience(self, wait_seconds: float) -> float:
+        if self._timeout is None:
+            return wait_seconds
+        now = time.monotonic()
+        left = [w.since + self._timeout - now for w in self._workers if w.ready and w.pending]
+        return max(0.0, min([wait_seconds, *left]))
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            while worker.pipe.poll():
+                message = worker.pipe.recv()
+                worker.since = time.monotonic()
+                if message is None:
+                    worker.ready = True
+                    continue
+                if message.ended == "started":
+                    worker.running = message.row
+                    continue
+                worker.pending.remove(message.row)
+                self._outcomes.append(message)
+        except (EOFError, OSError):
+            self._replace_dead(worker)
+
+    def _replace_dead(self, worker: _Worker) -> None:
+        worker.process.join(_END_GRACE)
+        code = worker.process.exitcode
+        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        text = f"the worker process ended with {cause} while it ran this row"
+        if not worker.ready:
+            self._deaths_at_start += 1
+            text = f"a worker process could not start ({cause}); in a script, call train under `if __name__ == '__main__':`"
+            if self._deaths_at_start > 2 * self.slots:
+                raise RequestError(text)
+        else:
+            self._deaths_at_start = 0
+        self._give_up(worker, "died", text)
+        self._workers[self._workers.index(worker)] = self._start()
+        worker.end()
+
+    def _stop_late(self, worker: _Worker) -> None:
+        text = f"took longer than the limit of {self._timeout:g} seconds and was stopped"
+        self._give_up(worker, "timeout", text)
+        worker.end(signal.SIGKILL)
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _give_up(self, worker: _Worker, ended: Any, text: str) -> None:
+        """The row that was running is to blame; the rest of its block goes back unharmed."""
+        for row in worker.pending:
+            blamed = worker.ready and (self._runner.whole_blocks or row == worker.running)
+            self._outcomes.append(RowOutcome(row, ended if blamed else "returned", text=text))
+        worker.pending = []
+
+
+def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> None:
+    """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
+    threading.Thread(target=_end_with_driver, args=(alive,), daemon=True).start()
+    import cloudpickle
+
+    try:
+        runner: Runner = cloudpickle.loads(payload)
+        broken = None
+    except BaseException as error:
+        broken = trace_of(error)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    try:
+        pipe.send(None)
+        while True:
+            rows = pipe.recv()
+            if broken is not None:
+                for row in rows:
+                    pipe.send(RowOutcome(row, "failed", text=f"the task could not be loaded in a worker process:\n{broken}"))
+                continue
+            for outcome in runner(rows):
+                pipe.send(outcome)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _end_with_driver(alive: Connection) -> None:
+    """Wait until the driver's end of the pipe is closed, by the driver or by its death."""
+    try:
+        alive.recv()
+    except (EOFError, OSError):
+        pass
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""Regression of outputs on subset membership, and the classic commands."""

@@ -1,0 +1,144 @@
+"""``python -m datamodels.regression.compute_datamodels -C CONFIG.yaml [--data.data_path ..] [--cfg.out_dir ..]``"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from datamodels import options
+from datamodels.attribution import Attribution
+from datamodels.errors import RequestError
+from datamodels.regression import dataset_file
+from datamodels.regression.problem import Problem, Source
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    data_path: Annotated[str, Field(min_length=1, description="file of write_dataset, or folder of a store")]
+    num_train: Annotated[int, Field(ge=2, description="rows to fit on")]
+    num_val: Annotated[int, Field(ge=1, description="rows to choose lambda on")]
+    seed: Annotated[int, Field(ge=0, description="draws the validation rows")] = 0
+    target_start_ind: Annotated[int, Field(ge=0, description="first target")] = 0
+    target_end_ind: Annotated[int, Field(ge=-1, description="one past the last target, -1 for all")] = -1
+    x_name: Annotated[str, Field(description="key of the masks, for store folders")] = "masks"
+    y_name: Annotated[str, Field(description="key of the outputs, for store folders")] = "margins"
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    k: Annotated[int, Field(ge=1, description="number of lambdas")]
+    out_dir: Annotated[str, Field(min_length=1, description="folder for the results; made when absent")]
+    eps: Annotated[float, Field(gt=0, lt=1, description="smallest lambda over the largest")] = 1e-5
+    use_bias: Annotated[Literal[0, 1], Field(description="0 fits without intercept on uncentred outputs")] = 1
+    batch_size: Annotated[float | None, Field(description="accepted, without effect")] = None
+    lr: Annotated[float | None, Field(description="accepted, without effect")] = None
+    num_workers: Annotated[float | None, Field(description="accepted, without effect")] = None
+
+
+class EarlyStopping(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    check_every: Annotated[float | None, Field(description="accepted, without effect")] = None
+    eps: Annotated[float | None, Field(description="accepted, without effect")] = None
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"data": Data, "cfg": Config, "early_stopping": EarlyStopping}
+_UNUSED = {"cfg": ("batch_size", "lr", "num_workers"), "early_stopping": ("check_every", "eps")}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit lasso datamodels and write them in the classic layout."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(options.help_text("datamodels.regression.compute_datamodels", main.__doc__ or "", _SECTIONS))
+        return
+    try:
+        given = options.parse(argv, _SECTIONS)
+        for section in given.foreign_sections:
+            print(f"note: section {section!r} of the config is not of this command", file=sys.stderr)
+        sections = options.build(given, _SECTIONS)
+        for section, names in _UNUSED.items():
+            for name in names:
+                if name in given.values[section]:
+                    print(f"note: {section}.{name} has no effect: the solver is exact and has no such setting", file=sys.stderr)
+        out = compute_datamodels(sections["data"], sections["cfg"])
+    except Exception as error:
+        options.fail(error)
+    print(f"wrote {out / 'datamodels.pt'}")
+
+
+def compute_datamodels(data: Data, config: Config) -> Path:
+    """Fit and write ``datamodels.pt``, ``regularization_path/`` and ``final_lambda/``; returns the folder."""
+    out = Path(config.out_dir)
+    taken = [name for name in ("datamodels.pt", "regularization_path", "final_lambda") if (out / name).exists()]
+    if taken:
+        raise RequestError(f"{str(out)!r} has results already ({', '.join(taken)}): choose another cfg.out_dir, or move them away")
+    problem = _read(data)
+    wanted = data.num_train + data.num_val
+    if wanted > problem.n_rows:
+        raise RequestError(
+            f"data.num_train {data.num_train} + data.num_val {data.num_val} are {wanted} rows; there are {problem.n_rows}"
+        )
+    from datamodels.regression.estimators import Lasso
+    from datamodels.regression.fit import fit_problem
+
+    estimator = Lasso(
+        n_lambdas=config.k,
+        eps=config.eps,
+        val_fraction=data.num_val / wanted,
+        seed=data.seed,
+        intercept=bool(config.use_bias),
+    )
+    _write(fit_problem(problem.take(np.arange(wanted)), estimator), out)
+    return out
+
+
+def _read(data: Data) -> Problem:
+    stop = None if data.target_end_ind == -1 else data.target_end_ind
+    targets = slice(data.target_start_ind, stop)
+    path = Path(data.data_path)
+    if path.is_dir():
+        return Problem.build(path, masks_key=data.x_name, outputs_key=data.y_name, targets=targets)
+    arrays, meta = dataset_file.read(path)
+    source = Source.from_arrays(arrays["masks"], arrays["outputs"], str(path))
+    source = replace(
+        source,
+        identity=meta["identity"],
+        units=np.array(arrays["units"]),
+        description={"path": str(path), "fingerprint": meta["fingerprint"]},
+    )
+    return Problem.assemble([source], targets, meta.get("of") == "train")
+
+
+def _write(attribution: Attribution, out: Path) -> None:
+    """Write everything beside, then move it in, so that a killed run leaves no half of a result."""
+    facts = attribution.target_facts
+    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        for folder, names in {
+            "regularization_path": {"lambdas": "path_lam", "val_error": "path_val_error", "n_nonzero": "path_n_nonzero"},
+            "final_lambda": {"lambda": "lam", "val_r2": "val_r2", "n_nonzero": "n_nonzero", "gap": "gap"},
+        }.items():
+            (temporary / folder).mkdir(parents=True)
+            for name, fact in names.items():
+                np.save(temporary / folder / f"{name}.npy", facts[fact], allow_pickle=False)
+        attribution.export_pt(temporary / "datamodels.pt")
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("regularization_path", "final_lambda", "datamodels.pt"):
+            (temporary / name).rename(out / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Estimators: statistics of (X, Y) in, weights in raw mask units out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from datamodels.errors import ConvergenceWarning, RequestError
+from datamodels.regression.path import PathFit, default_tolerance, fit_path
+from datamodels.regression.spectral import Spectrum, held_out_errors, ridge_grid
+from datamodels.regression.statistics import Standardised, Statistics
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Raw weights (n_train, n_targets), bias (n_targets,), and facts with targets as first axis."""
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    facts: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """Turns statistics into weights.
+
+    ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
+    that did not see it.
+    """
+
+    name: ClassVar[str]
+    out_of_mask: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """Held-out rows of each split, bool (m,); rows of one design unit stay together."""
+        return []
+
+    @abstractmethod
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        """Fit. ``held_out`` are the statistics of the rows that `splits` chose."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and parameters, for provenance."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+
+@validated(frozen=True, config=_CONFIG)
+class _Selected(Estimator):
+    """Estimators that choose λ per target on held-out rows."""
+
+    n_lambdas: Count = 100
+    val_fraction: Fraction = 0.15
+    folds: Annotated[int, Field(ge=2)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    intercept: bool = True
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        names = np.unique(units)
+        order = np.random.default_rng(self.seed).permutation(names)
+        if self.folds is None:
+            count = round(self.val_fraction * len(names))
+            if not 1 <= count < len(names):
+                raise RequestError(
+                    f"val_fraction {self.val_fraction} of {len(names)} independent rows leaves {count} to validate on; "
+                    "train more models or change val_fraction"
+                )
+            parts = [order[:count]]
+        else:
+            if self.folds > len(names):
+                raise RequestError(f"{self.folds} folds of {len(names)} independent rows: use fewer folds")
+            parts = np.array_split(order, self.folds)
+        return [np.isin(units, part) for part in parts]
+
+
+@validated(frozen=True, config=_CONFIG)
+class ElasticNet(_Selected):
+    """Elastic net by coordinate descent, λ per target on held-out rows, refitted on all rows.
+
+    Minimises ``1/(2m) ‖y - b - Zw‖² + λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` over standardised columns Z
+    (Zou & Hastie 2005; coordinate descent: Friedman, Hastie & Tibshirani 2010).
+
+    Parameters
+    ----------
+    l1_ratio
+        ρ, in (0, 1].
+    n_lambdas, eps
+        The grid: ``n_lambdas`` values from λ_max down to ``eps * λ_max``, geometric.
+    val_fraction, folds, seed
+        Held-out rows: a fraction drawn by ``seed``, or ``folds`` folds.
+    tol
+        Relative duality gap of the refit; by default 1e-8 (float64, up to 2,048 examples) or 1e-5.
+    """
+
+    name: ClassVar[str] = "elasticnet"
+    eps: Fraction = 1e-3
+    tol: Annotated[float, Field(gt=0)] | None = None
+    l1_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    passes: ClassVar[int] = 2
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        result = fit_path(
+            total,
+            held_out,
+            n_lambdas=self.n_lambdas,
+            eps=self.eps,
+            l1_ratio=self.l1_ratio,
+            tol=self.tol,
+            intercept=self.intercept,
+            progress=progress,
+        )
+        problem = Standardised.of(total, intercept=self.intercept)
+        _warn_gaps(result, default_tolerance(problem) if self.tol is None else self.tol)
+        weights, bias = problem.to_raw(result.w)
+        facts = {
+            "lam": result.lam,
+            "n_nonzero": np.count_nonzero(result.w, axis=1),
+            "gap": result.gap,
+            "val_r2": _r_squared(result.val_error, held_out),
+            "path_lam": result.lams,
+            "path_val_error": result.errors,
+            "path_n_nonzero": result.n_nonzero,
+        }
+        return Solution(weights, bias, facts)
+
+
+@validated(frozen=True, config=_CONFIG)
+class Lasso(ElasticNet):
+    """Lasso: `ElasticNet` with ρ = 1, the estimator of Ilyas et al. 2022 (arXiv:2202.00622)."""
+
+    name: ClassVar[str] = "lasso"
+    l1_ratio: Literal[1, 1.0] = 1.0
+
+
+@validated(frozen=True, config=_CONFIG)
+class Ridge(_Selected):
+    """Ridge regression: one eigendecomposition, all λ, all targets.
+
+    Minimises ``1/(2m) ‖y - b - Zw‖² + λ/2 ‖w‖²``. λ per target, geometric over [1e-4, 10] times the
+    largest eigenvalue of ZᵀZ/m.
+
+    Parameters
+    ----------
+    selection
+        ``held_out``: by error on held-out rows, like the lasso. ``gcv``: generalised
+        cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979).
+    """
+
+    name: ClassVar[str] = "ridge"
+    n_lambdas: Count = 30
+    selection: Literal["held_out", "gcv"] = "held_out"
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return super().splits(units) if self.selection == "held_out" else []
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        spectrum = Spectrum.of(Standardised.of(total, intercept=self.intercept))
+        lams = ridge_grid(spectrum, self.n_lambdas)
+        if held_out:
+            scores = held_out_errors(total, held_out, lams, intercept=self.intercept)
+        else:
+            scores = spectrum.gcv(lams, total.count)
+        chosen = scores.argmin(axis=0)
+        lam = lams[chosen]
+        weights, bias = spectrum.problem.to_raw(spectrum.ridge(lam))
+        best = scores[chosen, np.arange(len(chosen))]
+        facts = {
+            "lam": lam,
+            "path_lam": np.broadcast_to(lams, (len(lam), len(lams))).copy(),
+            "path_val_error": np.ascontiguousarray(scores.T),
+        }
+        if held_out:
+            facts["val_r2"] = _r_squared(best, held_out)
+        if progress:
+            progress(total.n_targets)
+        return Solution(weights, bias, facts)
+
+
+@validated(frozen=True, config=_CONFIG)
+class LeastSquares(Estimator):
+    """Ordinary least squares; the solution of smallest norm when it is not unique."""
+
+    name: ClassVar[str] = "ols"
+    intercept: bool = True
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        spectrum = Spectrum.of(Standardised.of(total, intercept=self.intercept))
+        weights, bias = spectrum.problem.to_raw(spectrum.least_squares())
+        if progress:
+            progress(total.n_targets)
+        return Solution(weights, bias)
+
+
+@validated(frozen=True, config=_CONFIG)
+class DifferenceInMeans(Estimator):
+    """``E[y | j in] - E[y | j out]`` (Feldman & Zhang 2020, arXiv:2008.03703).
+
+    For ``bernoulli`` designs at alpha = ½ this is the maximum-sample-reuse estimate of the Banzhaf value
+    (Wang & Jia 2023, arXiv:2205.15466). A target that is train example j is not treated apart: its
+    j-th weight is its memorisation.
+    """
+
+    name: ClassVar[str] = "difference"
+    out_of_mask: ClassVar[bool] = False
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        inside, outside = total.sum_x[:, None], (total.count - total.sum_x)[:, None]
+        both = (inside > 0) & (outside > 0)
+        mean_in = np.divide(total.xty, inside, out=np.zeros_like(total.xty), where=both)
+        mean_out = np.divide(total.sum_y - total.xty, outside, out=np.zeros_like(total.xty), where=both)
+        weights = mean_in - mean_out
+        mean = total.sum_x / total.count
+        if progress:
+            progress(total.n_targets)
+        return Solution(weights, total.shift + total.sum_y / total.count - mean @ weights)
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    kind.name: kind for kind in (Lasso, Ridge, ElasticNet, LeastSquares, DifferenceInMeans)
+}
+
+
+def _r_squared(error: NDArray[np.float64], held_out: Sequence[Statistics]) -> NDArray[np.float64]:
+    """1 - error / variance on the held-out rows; NaN where the output does not vary there."""
+    count = sum(part.count for part in held_out)
+    spread = sum(np.maximum(part.yty - part.sum_y**2 / part.count, 0.0) for part in held_out)
+    variance = np.asarray(spread) / count
+    return 1 - np.divide(error, variance, out=np.full_like(error, np.nan), where=variance > 0)
+
+
+def _warn_gaps(result: PathFit, tol: float) -> None:
+    late = np.flatnonzero(result.gap > max(tol, 1e-12) * 1.01)
+    if len(late):
+        warnings.warn(
+            f"{len(late)} of {len(result.gap)} targets missed the tolerance {tol:g}; the largest relative gap is "
+            f"{result.gap.max():.2g}, at target {int(result.gap.argmax())} (see target_facts['gap'])",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

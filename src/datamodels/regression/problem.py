@@ -1,0 +1,294 @@
+"""The rows of a regression: masks and outputs from stores or arrays, streamed, never loaded whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.errors import RequestError, first_line
+from datamodels.spec import MASKS
+from datamodels.store import Store
+
+OUTPUTS = "margins"
+CHUNK_BYTES = 64 << 20
+
+Rows = slice | tuple[int, int] | Sequence[int] | NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows from one place.
+
+    Attributes
+    ----------
+    identity
+        What row numbers refer to: rows of equal identity and number are the same model.
+    masks
+        (start, stop) -> 0/1 array (stop - start, n_train).
+    outputs
+        (n_models, ...) array, usually memory-mapped.
+    rows
+        (k,) the rows that take part, ascending.
+    units
+        (k,) design unit of each of them.
+    """
+
+    identity: str
+    masks: Callable[[int, int], NDArray[Any]]
+    outputs: NDArray[Any]
+    rows: NDArray[np.int64]
+    units: NDArray[np.int64]
+    n_train: int
+    description: dict[str, Any]
+
+    @classmethod
+    def from_store(cls, store: Store, masks_key: str = MASKS, outputs_key: str = OUTPUTS) -> Source:
+        """The completed rows of a store."""
+        store.field(outputs_key)
+        rows = np.flatnonzero(store.completed()).astype(np.int64)
+        n_train = store.masks(0, 0, key=masks_key).shape[1:]
+        if len(n_train) != 1:
+            raise RequestError(f"the key {masks_key!r} has shape {n_train} per row; masks are one entry per train example")
+        return cls(
+            identity=store.identity,
+            masks=lambda start, stop: store.masks(start, stop, key=masks_key),
+            outputs=store.array(outputs_key),
+            rows=rows,
+            units=store.design.units(rows) if store.design else rows,
+            n_train=n_train[0],
+            description={
+                "path": str(store.path),
+                "outputs_key": outputs_key,
+                "design": store.design.to_dict() if store.design else None,
+                "fingerprint": store.fingerprint(),
+            },
+        )
+
+    @classmethod
+    def from_arrays(cls, masks: NDArray[Any], outputs: NDArray[Any], name: str | None = None) -> Source:
+        """All rows of two arrays, masks (m, n_train) and outputs (m, ...)."""
+        if masks.ndim != 2 or outputs.ndim < 1 or len(masks) != len(outputs):
+            raise RequestError(
+                f"masks have shape {masks.shape} and outputs {outputs.shape}; they must be (m, n_train) and (m, ...)"
+            )
+        for what, array, kinds in (("masks", masks, "biuf"), ("outputs", outputs, "biuf")):
+            if array.dtype.kind not in kinds:
+                raise RequestError(f"{what} have dtype {array.dtype}; they must be numbers")
+        rows = np.arange(len(masks), dtype=np.int64)
+        return cls(
+            identity=f"arrays:{_array_identity(masks, outputs)}",
+            masks=lambda start, stop: masks[start:stop],
+            outputs=outputs,
+            rows=rows,
+            units=rows,
+            n_train=masks.shape[1],
+            description={"path": name},
+        )
+
+    def restrict(self, rows: Rows) -> Source:
+        """The rows that are also in `rows`: a slice, (start, stop), indices, or a bool mask."""
+        if rows is None:
+            return self
+        if isinstance(rows, tuple) and len(rows) == 2:
+            rows = slice(*rows)
+        keep = np.zeros(len(self.outputs), dtype=np.bool_)
+        try:
+            keep[rows if isinstance(rows, slice) else np.asarray(rows)] = True
+        except IndexError as error:
+            raise RequestError(f"rows do not exist: {first_line(error)}") from None
+        return self.take(keep[self.rows])
+
+    def take(self, positions: NDArray[Any]) -> Source:
+        return replace(self, rows=self.rows[positions], units=self.units[positions])
+
+
+def _array_identity(masks: NDArray[Any], outputs: NDArray[Any]) -> str:
+    """A hash of shapes and of rows from both ends and the middle: cheap for files of any size."""
+    digest = hashlib.sha256(repr((masks.shape[1:], outputs.shape[1:])).encode())
+    for array in (masks, outputs):
+        digest.update(np.ascontiguousarray(array[:4]).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Masks X (m, n_train) and outputs Y (m, n_targets) of all rows, read in chunks.
+
+    ``train_columns`` (n_targets,) names the training example that each target is, or is None.
+    """
+
+    sources: tuple[Source, ...]
+    targets: NDArray[np.int64]
+    train_columns: NDArray[np.int64] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        source: Store | str | Path | Sequence[Store | str | Path] | None = None,
+        *,
+        masks: NDArray[Any] | str | Path | None = None,
+        outputs: NDArray[Any] | str | Path | None = None,
+        masks_key: str = MASKS,
+        outputs_key: str = OUTPUTS,
+        rows: Rows = None,
+        targets: Any = None,
+        targets_are_train: bool | None = None,
+    ) -> Problem:
+        """From stores (objects or folders), or from arrays or ``.npy`` files.
+
+        Raises
+        ------
+        RequestError
+            when shapes do not fit each other or nothing is left to read.
+        """
+        arrays = masks is not None or outputs is not None
+        if arrays == (source is not None) or (arrays and (masks is None or outputs is None)):
+            raise RequestError("give stores, or both masks and outputs")
+        if masks is not None and outputs is not None:
+            name = str(masks) if isinstance(masks, str | Path) else None
+            found = [Source.from_arrays(_as_array(masks), _as_array(outputs), name)]
+            of_train = False
+        else:
+            items = [source] if isinstance(source, Store | str | Path) else list(source or [])
+            stores = [item if isinstance(item, Store) else Store.open(item) for item in items]
+            found = [Source.from_store(store, masks_key, outputs_key) for store in stores]
+            of_train = any(store.field(outputs_key).of == "train" for store in stores)
+        return cls.assemble(
+            [part.restrict(rows) for part in found],
+            targets,
+            of_train if targets_are_train is None else targets_are_train,
+        )
+
+    @classmethod
+    def assemble(cls, sources: list[Source], targets: Any, of_train: bool) -> Problem:
+        """From sources that were made already; see `build`."""
+        if not sources:
+            raise RequestError("no store was given")
+        first = sources[0]
+        for part in sources[1:]:
+            if part.n_train != first.n_train or part.outputs.shape[1:] != first.outputs.shape[1:]:
+                raise RequestError(
+                    f"the stores do not go together: {first.n_train} train examples and outputs {first.outputs.shape[1:]}, "
+                    f"against {part.n_train} and {part.outputs.shape[1:]}"
+                )
+        identities = [part.identity for part in sources]
+        if len(set(identities)) != len(identities):
+            raise RequestError("the same rows were given twice: two of the stores have the same design (merge them instead)")
+        if not sum(len(part.rows) for part in sources):
+            raise RequestError("there are no completed rows to read; train some first, or look at the rows you named")
+        total = int(np.prod(first.outputs.shape[1:], dtype=np.int64))
+        index = np.arange(total)
+        if targets is not None:
+            try:
+                index = np.atleast_1d(index[slice(*targets) if isinstance(targets, tuple) else targets])
+            except IndexError:
+                raise RequestError(f"targets {targets!r} are outside of 0..{total - 1}") from None
+        if not len(index):
+            raise RequestError(f"no target is left: the outputs have {total}, and {targets!r} chooses none")
+        columns = None
+        if of_train:
+            if total % first.n_train:
+                raise RequestError(
+                    f"targets are train examples, but there are {total} targets and {first.n_train} train examples"
+                )
+            columns = index % first.n_train
+        return cls(tuple(sources), index, columns)
+
+    @property
+    def n_train(self) -> int:
+        return self.sources[0].n_train
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.targets)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(source.rows) for source in self.sources)
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Design unit of every row, (m,), numbered 0..u-1 over all sources."""
+        out, offset = [], 0
+        for source in self.sources:
+            codes = np.unique(source.units, return_inverse=True)[1].astype(np.int64)
+            out.append(codes + offset)
+            offset += int(codes.max(initial=-1)) + 1
+        return np.concatenate(out)
+
+    def take(self, positions: NDArray[Any]) -> Problem:
+        """The problem of some rows: ascending positions or a bool mask over all rows."""
+        keep = np.zeros(self.n_rows, dtype=np.bool_)
+        keep[positions] = True
+        edges = np.cumsum([0, *(len(source.rows) for source in self.sources)])
+        parts = [source.take(keep[a:b]) for source, a, b in zip(self.sources, edges[:-1], edges[1:], strict=True)]
+        return replace(self, sources=tuple(parts))
+
+    def chunks(self, chunk_rows: int | None = None) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+        """X (k, n_train) bool and Y (k, n_targets) float64, a bounded number of rows at a time.
+
+        Raises
+        ------
+        RequestError
+            when masks hold something else than 0 and 1, or outputs hold NaN or inf.
+        """
+        size = chunk_rows or max(64, min(8192, CHUNK_BYTES // max(1, self.n_train * 4 + self.n_targets * 8)))
+        for source in self.sources:
+            for start in range(0, len(source.rows), size):
+                rows = source.rows[start : start + size]
+                yield _read_masks(source, rows), self._read_outputs(source, rows)
+
+    def load(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """All rows at once; for problems that are known to be small."""
+        parts = list(self.chunks())
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+    def _read_outputs(self, source: Source, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        flat = source.outputs.reshape(len(source.outputs), -1)
+        lo, hi = int(rows[0]), int(rows[-1]) + 1
+        block = flat[lo:hi][rows - lo] if hi - lo <= 2 * len(rows) else flat[rows]
+        if len(self.targets) != flat.shape[1]:
+            block = block[:, self.targets]
+        out = np.asarray(block, dtype=np.float64)
+        if not np.isfinite(out).all():
+            row, target = np.argwhere(~np.isfinite(out))[0]
+            raise RequestError(
+                f"the output of row {rows[row]}, target {self.targets[target]} is {out[row, target]}; regression needs "
+                "finite outputs: leave such rows or targets out with rows or targets"
+            )
+        return out
+
+    def rows_used(self) -> list[dict[str, Any]]:
+        """Per source what a result records of its rows."""
+        return [{**source.description, "identity": source.identity, "rows": source.rows} for source in self.sources]
+
+
+def _read_masks(source: Source, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    lo, hi = int(rows[0]), int(rows[-1]) + 1
+    if hi - lo <= 2 * len(rows):
+        block = np.asarray(source.masks(lo, hi))[rows - lo]
+    else:
+        block = np.concatenate([np.asarray(source.masks(int(row), int(row) + 1)) for row in rows])
+    if block.dtype == np.bool_:
+        return block
+    out = block != 0
+    if not np.array_equal(out.astype(block.dtype), block):
+        bad = block[out.astype(block.dtype) != block][0]
+        raise RequestError(f"masks hold {bad}; a mask holds 0 and 1 only")
+    return out
+
+
+def _as_array(value: NDArray[Any] | str | Path) -> NDArray[Any]:
+    """An array, or a ``.npy`` file mapped into memory."""
+    if not isinstance(value, str | Path):
+        return np.asarray(value)
+    try:
+        return np.load(value, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot read {str(value)!r} as a .npy array: {first_line(error)}") from None

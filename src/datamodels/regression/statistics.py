@@ -1,0 +1,249 @@
+"""What regression needs of (X, Y): counts, sums and products. Additive over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.errors import RequestError, newer_format
+from datamodels.regression.problem import Problem
+
+FORMAT_VERSION = 1
+_EXACT_FLOAT32 = 1 << 24
+_FLOAT64_UP_TO = 2048
+
+
+@dataclass(eq=False)
+class Statistics:
+    """Sufficient statistics of m rows.
+
+    Attributes
+    ----------
+    count
+        m.
+    sum_x
+        (n_train,) how many rows hold each example.
+    gram
+        (n_train, n_train) XᵀX, exact integers.
+    shift
+        (n_targets,) a constant near the mean of each target; products use outputs minus shift, so
+        that a target with mean 50 and deviation .002 loses nothing.
+    sum_y, yty
+        (n_targets,) sums of (y - shift) and of its square.
+    xty
+        (n_train, n_targets) Xᵀ(y - shift).
+    """
+
+    count: int
+    sum_x: NDArray[np.float64]
+    gram: NDArray[Any]
+    shift: NDArray[np.float64]
+    sum_y: NDArray[np.float64]
+    yty: NDArray[np.float64]
+    xty: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, n_train: int, shift: NDArray[np.float64]) -> Statistics:
+        t = len(shift)
+        return cls(
+            0,
+            np.zeros(n_train),
+            np.zeros((n_train, n_train), dtype=np.float32),
+            np.array(shift, dtype=np.float64),
+            np.zeros(t),
+            np.zeros(t),
+            np.zeros((n_train, t)),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        *,
+        shift: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Statistics:
+        """One pass over the rows of a problem."""
+        out: Statistics | None = None
+        for x, y in problem.chunks():
+            if out is None:
+                out = cls.empty(problem.n_train, near_mean(y) if shift is None else shift)
+            out.update(x, y)
+            if progress:
+                progress(len(x))
+        return out or cls.empty(problem.n_train, np.zeros(problem.n_targets) if shift is None else shift)
+
+    @property
+    def n_train(self) -> int:
+        return len(self.sum_x)
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.shift)
+
+    def update(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> None:
+        """Add rows: masks x (k, n_train) and outputs y (k, n_targets)."""
+        floats = x.astype(np.float32)
+        centred = y - self.shift
+        if self.count + len(x) > _EXACT_FLOAT32 and self.gram.dtype == np.float32:
+            self.gram = self.gram.astype(np.float64)
+        self.gram += floats.T @ floats
+        self.count += len(x)
+        self.sum_x += x.sum(axis=0)
+        self.sum_y += centred.sum(axis=0)
+        self.yty += np.einsum("kt,kt->t", centred, centred)
+        self.xty += floats.T.astype(np.float64) @ centred
+
+    def rebased(self, shift: NDArray[np.float64]) -> Statistics:
+        """The same rows with products relative to another shift."""
+        move = self.shift - shift
+        return Statistics(
+            self.count,
+            self.sum_x,
+            self.gram,
+            np.array(shift, dtype=np.float64),
+            self.sum_y + self.count * move,
+            self.yty + 2 * move * self.sum_y + self.count * move**2,
+            self.xty + np.outer(self.sum_x, move),
+        )
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return self._combine(other, 1)
+
+    def __sub__(self, other: Statistics) -> Statistics:
+        """The rows of self without those of other, which must be among them."""
+        if other.count > self.count:
+            raise RequestError(f"cannot take {other.count} rows away from {self.count}")
+        return self._combine(other, -1)
+
+    def _combine(self, other: Statistics, sign: int) -> Statistics:
+        if (self.n_train, self.n_targets) != (other.n_train, other.n_targets):
+            raise RequestError(
+                f"statistics of {self.n_train} x {self.n_targets} and {other.n_train} x {other.n_targets} do not combine"
+            )
+        if not np.array_equal(self.shift, other.shift):
+            other = other.rebased(self.shift)
+        wide = self.count + other.count > _EXACT_FLOAT32
+        gram = self.gram.astype(np.float64) if wide else self.gram
+        return Statistics(
+            self.count + sign * other.count,
+            self.sum_x + sign * other.sum_x,
+            gram + sign * other.gram,
+            self.shift,
+            self.sum_y + sign * other.sum_y,
+            self.yty + sign * other.yty,
+            self.xty + sign * other.xty,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz`` file."""
+        arrays = {name: getattr(self, name) for name in _NAMES}
+        with Path(path).open("wb") as file:
+            np.savez(file, format_version=FORMAT_VERSION, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            if int(data["format_version"]) > FORMAT_VERSION:
+                raise newer_format(str(path), int(data["format_version"]), FORMAT_VERSION)
+            return cls(count=int(data["count"]), **{name: data[name] for name in _NAMES if name != "count"})
+
+
+_NAMES = ("count", "sum_x", "gram", "shift", "sum_y", "yty", "xty")
+
+
+def near_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A shift for outputs y (k, n_targets): the mean, or the value itself where there is only one."""
+    return np.where((y == y[0]).all(axis=0), y[0], y.mean(axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """The problem in standardised columns z_j = (x_j - mean_j) / scale_j.
+
+    Attributes
+    ----------
+    gram
+        (n_train, n_train) ZᵀZ / m; zero in rows and columns of constant examples. float64 up to
+        2,048 examples, float32 above.
+    q
+        (n_targets, n_train) Zᵀ(y - ȳ) / m.
+    y_var
+        (n_targets,) ‖y - ȳ‖² / m: twice the null objective.
+    mean, scale
+        (n_train,) of the raw columns; scale 0 marks a constant column.
+    y_mean
+        (n_targets,) ȳ minus ``shift``.
+    """
+
+    gram: NDArray[Any]
+    q: NDArray[np.float64]
+    y_var: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    y_mean: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    intercept: bool
+
+    @classmethod
+    def of(cls, statistics: Statistics, *, intercept: bool = True) -> Standardised:
+        """Standardise. Without intercept columns are scaled and nothing is centred."""
+        s = statistics
+        if s.count < 2:
+            raise RequestError(f"{s.count} rows are too few to fit; at least 2 are needed")
+        m = s.count
+        mean = s.sum_x / m
+        scale = np.sqrt(mean * (1 - mean))
+        inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+        if intercept:
+            y_mean = s.sum_y / m
+            cross = s.xty.T / m - np.outer(y_mean, mean)
+            y_var = s.yty / m - y_mean**2
+            centre = mean
+        else:
+            y_mean = np.zeros(s.n_targets)
+            cross = (s.xty.T + np.outer(s.shift, s.sum_x)) / m
+            y_var = (s.yty + 2 * s.shift * s.sum_y) / m + s.shift**2
+            centre = np.zeros_like(mean)
+        dtype = np.float64 if s.n_train <= _FLOAT64_UP_TO else np.float32
+        gram = np.empty(s.gram.shape, dtype=dtype)
+        for start in range(0, s.n_train, 512):  # in blocks, so that no second float64 matrix is needed
+            part = slice(start, start + 512)
+            block = s.gram[part].astype(np.float64) / m - np.outer(centre[part], centre)
+            gram[part] = block * np.outer(inverse[part], inverse)
+        y_var = np.where(y_var <= 1e-24 * s.shift**2, 0.0, np.maximum(y_var, 0.0))
+        q = np.ascontiguousarray(cross * inverse)
+        q[y_var == 0] = 0.0
+        return cls(gram, q, y_var, mean, scale, y_mean, s.shift, intercept)
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """Which training examples are in every row or in none, (n_train,)."""
+        return self.scale == 0
+
+    @property
+    def inverse_scale(self) -> NDArray[np.float64]:
+        return np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
+
+    def to_raw(self, w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Standardised weights w (n_targets, n_train) as raw (n_train, n_targets) and bias (n_targets,)."""
+        raw = (w * self.inverse_scale).T
+        if not self.intercept:
+            return raw, np.zeros(len(w))
+        return raw, self.y_mean + self.shift - self.mean @ raw
+
+
+def squared_error(
+    statistics: Statistics, weights: NDArray[np.float64], bias: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Σ (y - bias - x·weights)² over the rows of `statistics`, per target, (n_targets,)."""
+    s, b = statistics, bias - statistics.shift
+    quadratic = np.einsum("nt,nt->t", weights, s.gram.astype(np.float64) @ weights)
+    cross = np.einsum("nt,nt->t", weights, s.xty)
+    return s.yty - 2 * b * s.sum_y - 2 * cross + s.count * b**2 + 2 * b * (s.sum_x @ weights) + quadratic

@@ -1,0 +1,99 @@
+"""``python -m datamodels.regression.write_dataset --cfg.data_dir DIR --cfg.out_path FILE --cfg.y_name KEY``"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from datamodels import options
+from datamodels.errors import RequestError
+from datamodels.regression import dataset_file
+from datamodels.store import Store
+
+_CHUNK = 1024
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    data_dir: Annotated[str, Field(min_length=1, description="folder of the store")]
+    out_path: Annotated[str, Field(min_length=1, description="file to write, under any name")]
+    y_name: Annotated[str, Field(min_length=1, description="key of the outputs")]
+    x_name: Annotated[str, Field(description="key of the masks")] = "masks"
+    y_slice: Annotated[int | None, Field(description="index into the first axis of each output")] = None
+    completed_name: Annotated[str, Field(description="key that marks completed rows")] = "_completed"
+    ignore_completed: Annotated[bool, Field(description="take every row")] = False
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"cfg": Config}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Gather the completed rows of a store into one file for compute_datamodels."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(options.help_text("datamodels.regression.write_dataset", main.__doc__ or "", _SECTIONS))
+        return
+    try:
+        config = options.build(options.parse(argv, _SECTIONS), _SECTIONS)["cfg"]
+        rows = write_dataset(config)
+    except Exception as error:
+        options.fail(error)
+    print(f"wrote {rows} rows to {config.out_path}")
+
+
+def write_dataset(config: Config) -> int:
+    """Write the file; returns the number of rows."""
+    store = Store.open(config.data_dir)
+    y = store.array(config.y_name)
+    if config.y_slice is not None:
+        if y.ndim < 2 or not -y.shape[1] <= config.y_slice < y.shape[1]:
+            raise RequestError(f"--cfg.y_slice is {config.y_slice}; {config.y_name!r} has shape {y.shape[1:]} per row")
+        y = y[:, config.y_slice]
+    rows = np.arange(store.n_models) if config.ignore_completed else np.flatnonzero(_completed(store, config))
+    if not len(rows):
+        raise RequestError(f"the store {config.data_dir!r} has no completed rows")
+    n_train = int(np.prod(store.masks(0, 0, key=config.x_name).shape[1:]))
+    n_targets = int(np.prod(y.shape[1:], dtype=np.int64))
+    dataset_file.write(
+        Path(config.out_path),
+        {
+            "masks": ((len(rows), n_train), np.dtype(np.bool_), _masks(store, config.x_name, rows)),
+            "outputs": ((len(rows), n_targets), y.dtype, _chunks(y.reshape(len(y), -1), rows)),
+            "rows": ((len(rows),), np.dtype(np.int64), iter([rows])),
+            "units": ((len(rows),), np.dtype(np.int64), iter([store.design.units(rows) if store.design else rows])),
+        },
+        {"identity": store.identity, "fingerprint": store.fingerprint(), "of": store.field(config.y_name).of},
+    )
+    return len(rows)
+
+
+def _completed(store: Store, config: Config) -> NDArray[np.bool_]:
+    if config.completed_name == "_completed":
+        return store.completed()
+    return np.asarray(store.array(config.completed_name)).astype(np.bool_).reshape(store.n_models)
+
+
+def _chunks(array: NDArray[Any], rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield array[rows[start : start + _CHUNK]]
+
+
+def _masks(store: Store, key: str, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        lo, hi = int(part[0]), int(part[-1]) + 1
+        block = store.masks(lo, hi, key=key)[part - lo].reshape(len(part), -1)
+        if not np.array_equal(block.astype(np.bool_).astype(block.dtype), block):
+            raise RequestError(f"the key {key!r} holds something else than 0 and 1, so it holds no masks")
+        yield block
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What a store holds per row: the schema, and the check that values fit it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from datamodels.errors import RequestError, RowError, first_line
+
+COMPLETED = "_completed"
+CHECKSUM = "_checksum"
+MASKS = "masks"
+
+_OLD_SPELLINGS = {
+    "float": "float64",
+    "float_": "float64",
+    "int": "int64",
+    "int_": "int64",
+    "int0": "int64",
+    "uint": "uint64",
+    "uint0": "uint64",
+    "bool8": "bool",
+    "bool_": "bool",
+    "complex": "complex128",
+    "complex_": "complex128",
+    "cfloat": "complex128",
+    "singlecomplex": "complex64",
+}
+
+
+def resolve_dtype(name: Any) -> str:
+    """The canonical name of a numeric NumPy scalar type, old spellings included."""
+    text = name if isinstance(name, str) else np.dtype(name).name
+    text = _OLD_SPELLINGS.get(text, text)
+    scalar = getattr(np, text, None) if text != "bool" else np.bool_
+    legal = isinstance(scalar, type) and issubclass(scalar, np.number | np.bool_)
+    if not legal or np.dtype(scalar).kind not in "biufc":
+        raise ValueError(f"{name!r} is not a numeric NumPy type; legal are names like bool_, uint8, float16, float32")
+    return np.dtype(scalar).name
+
+
+class KeySpec(BaseModel):
+    """One key of a store: the shape and type of its value in one row.
+
+    ``of="train"`` says that column j of the value belongs to train example j, so that fits and
+    evaluations leave out the models that saw it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    dtype: Annotated[str, BeforeValidator(resolve_dtype)]
+    allow_nonfinite: bool = False
+    of: Literal["train", "test"] | None = None
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * self.numpy_dtype.itemsize
+
+
+class Spec(BaseModel):
+    """``{"num_models": m, "schema": {key: {"shape": [...], "dtype": NAME}}}``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    num_models: Annotated[int, Field(ge=1)]
+    fields: dict[str, KeySpec] = Field(alias="schema", min_length=1)
+
+    @field_validator("fields")
+    @classmethod
+    def _names(cls, fields: dict[str, KeySpec]) -> dict[str, KeySpec]:
+        for key in fields:
+            if key in (COMPLETED, CHECKSUM):
+                raise ValueError(f"the key {key!r} is reserved")
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", key) or key.startswith("_design"):
+                raise ValueError(f"the key {key!r} cannot name a file; use letters, digits, '_', '-' and '.'")
+        return fields
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "num_models": self.num_models,
+            "schema": {
+                key: {k: list(v) if k == "shape" else v for k, v in item.model_dump(exclude_defaults=True).items()}
+                for key, item in self.fields.items()
+            },
+        }
+
+    @classmethod
+    def read(cls, path: str | Path) -> Spec:
+        """Read a spec file (JSON).
+
+        Raises
+        ------
+        RequestError
+            when the file is missing, is not JSON, or is not a spec.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise RequestError(f"cannot read the spec {str(path)!r}: {error.strerror}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RequestError(f"the spec {str(path)!r} is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise RequestError(f'the spec {str(path)!r} is not an object {{"num_models": ..., "schema": ...}}')
+        return cls.model_validate(data)
+
+
+def check_rows(
+    fields: Mapping[str, KeySpec], values: Mapping[str, Any], n_rows: int
+) -> dict[str, NDArray[Any]]:
+    """The values of `n_rows` rows as contiguous arrays of the schema's types.
+
+    Parameters
+    ----------
+    fields
+        The schema.
+    values
+        key -> array-like (n_rows, *shape).
+
+    Raises
+    ------
+    RowError
+        when keys are missing or unknown, a shape differs, or a value does not survive the type.
+        Rounding to a narrower float is fine; overflow, wrap-around, a lost fraction or sign is not,
+        nor NaN or inf unless the schema allows them.
+    """
+    if not isinstance(values, Mapping):
+        raise RowError(f"a row is a dict {{key: array}}; got {type(values).__name__}")
+    if COMPLETED in values:
+        raise RowError(f"the key {COMPLETED!r} is reserved: the store marks a row completed by itself")
+    unknown, missing = sorted(set(values) - set(fields)), sorted(set(fields) - set(values))
+    if unknown or missing:
+        said = [f"unknown {unknown}"] * bool(unknown) + [f"missing {missing}"] * bool(missing)
+        raise RowError(f"the row's keys are wrong: {', '.join(said)}; the schema has {sorted(fields)}")
+    return {key: _check_value(key, field, values[key], n_rows) for key, field in fields.items()}
+
+
+def _check_value(key: str, field: KeySpec, value: Any, n_rows: int) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise RowError(f"{key!r} cannot become an array: {first_line(error)}") from None
+    want = field.numpy_dtype
+    if array.dtype.kind not in "biufc":
+        raise RowError(f"{key!r} has dtype {array.dtype}; the schema wants {want}")
+    if array.shape != (n_rows, *field.shape):
+        raise RowError(f"{key!r} has shape {array.shape[1:]} in a row; the schema wants {field.shape}")
+    if array.dtype.kind in "fc" and not field.allow_nonfinite and not np.isfinite(array).all():
+        raise RowError(
+            f"{key!r} holds NaN or inf; set \"allow_nonfinite\": true for this key in the schema if that is meant"
+        )
+    with np.errstate(all="ignore"):
+        cast = array.astype(want)
+        lost = _lost(array, cast)
+    if lost is not None:
+        raise RowError(f"{key!r} holds {lost}, which does not survive the schema's dtype {want}")
+    return np.ascontiguousarray(cast)
+
+
+def _lost(array: NDArray[Any], cast: NDArray[Any]) -> Any:
+    """A value of `array` that `cast` does not stand for, or None."""
+    source, target = array.dtype.kind, cast.dtype.kind
+    if source == target == "b" or array.dtype == cast.dtype:
+        return None
+    if source == "c" and target != "c":
+        bad = array.imag != 0
+        if bad.any():
+            return array[bad].flat[0]
+        return _lost(array.real, cast)
+    if target in "fc":
+        bad = np.isfinite(array) & ~np.isfinite(cast)
+    else:  # to bool or an integer: the value itself must come back, sign and fraction included
+        bad = ~np.isfinite(array) if source == "f" else np.zeros(array.shape, dtype=np.bool_)
+        bad |= cast.astype(array.dtype) != array
+        if source in "iuf" and target in "iu":
+            bad |= (cast < 0) != (array < 0)
+            if source == "f":  # the largest integers round up to a float just outside of the range
+                bad |= array >= 2.0 ** (8 * cast.dtype.itemsize - (target == "i"))
+    return array[bad].flat[0] if bad.any() else None
+

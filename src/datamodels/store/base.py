@@ -1,0 +1,443 @@
+"""The contract of a store. Backends override the methods that start with an underscore."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datamodels.design import Design
+from datamodels.errors import RequestError, RowError
+from datamodels.spec import MASKS, KeySpec, Spec, check_rows
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a store is. ``seconds_left`` and ``rows_per_second`` are None when no campaign runs."""
+
+    models: int
+    completed: int
+    failed: int
+    pending: int
+    rows_per_second: float | None = None
+    seconds_left: float | None = None
+    failed_rows: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `Store.verify` found: rows that are marked complete and whose bytes are not what was written."""
+
+    checked: int
+    bad_rows: list[int]
+    has_checksums: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.bad_rows
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `Store.merge` did, as lists of rows."""
+
+    copied: list[int]
+    already_there: list[int]
+    conflicting: list[int]
+    bad_in_source: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Store(ABC):
+    """Rows of training outcomes, one per model.
+
+    Use `Store.create` for a store that does not exist and `Store.open` for one that does; neither
+    does the work of the other.
+
+    Attributes
+    ----------
+    spec
+        The schema and the number of models.
+    design
+        How subsets are drawn, or None when the task returns its own masks.
+    path
+        Where the store is.
+    """
+
+    _backends: ClassVar[dict[str, str]] = {"": "datamodels.store.npy:NpyStore"}
+
+    path: Path
+    spec: Spec
+    design: Design | None
+
+    @staticmethod
+    def _backend(path: str | Path) -> type[Store]:
+        scheme, separator, _ = str(path).partition("://")
+        target = Store._backends.get(scheme if separator else "")
+        if target is None:
+            raise RequestError(f"no store backend for {str(path)!r}; legal: a local folder")
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        spec: Spec | None = None,
+        design: Design | None = None,
+        labels: ArrayLike | None = None,
+    ) -> Store:
+        """Make a store where there is none.
+
+        Parameters
+        ----------
+        path
+            A folder; made when absent.
+        schema
+            key -> ``{"shape": (...), "dtype": name}``, plus ``"of": "train"`` when column j belongs to
+            train example j and ``"allow_nonfinite": True`` when NaN and inf are meant. Give it with a
+            design, which says how many models there are.
+        spec
+            Schema and number of models in one; instead of ``schema``.
+        design
+            How subsets are drawn. The key ``masks`` is then filled by the store, and added to a
+            ``schema`` that lacks it.
+        labels
+            Class of each training example, (n_train,), kept with the store; lets `train` report
+            subsets that lack a class.
+
+        Raises
+        ------
+        StoreError
+            when there is a store already. Nothing is emptied or overwritten.
+        RequestError
+            when schema, spec and design do not go together.
+        """
+        if spec is None:
+            if schema is None or design is None:
+                raise RequestError("give a spec, or a schema and a design")
+            given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in schema.items()}
+            given.setdefault(MASKS, {"shape": (design.n_train,), "dtype": "bool"})
+            spec = Spec.model_validate({"num_models": design.n_models, "schema": given})
+        elif schema is not None:
+            raise RequestError("give a spec or a schema, not both")
+        _check_design(spec, design)
+        codes = None if labels is None else _check_labels(labels, design)
+        return cls._backend(path)._create(Path(path), spec, design, codes)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open a store that exists.
+
+        Raises
+        ------
+        StoreError
+            when there is none, or when it was made by a newer version.
+        CorruptStoreError
+            when its files do not go together (a truncated array, an edited spec).
+        """
+        return cls._backend(path)._open(Path(path))
+
+    @classmethod
+    @abstractmethod
+    def _create(
+        cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None
+    ) -> Store: ...
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, path: Path) -> Store: ...
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    @property
+    def n_models(self) -> int:
+        return self.spec.num_models
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.spec.fields)
+
+    @abstractmethod
+    def completed(self) -> NDArray[np.bool_]:
+        """Which rows are complete at this moment, bool (n_models,)."""
+
+    @abstractmethod
+    def array(self, key: str) -> NDArray[Any]:
+        """All rows of a key, (n_models, *shape), read-only and not loaded; incomplete rows hold anything."""
+
+    @abstractmethod
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each training example, (n_train,), when the store was created with labels."""
+
+    def masks(self, start: int = 0, stop: int | None = None, *, key: str = MASKS) -> NDArray[np.bool_]:
+        """The masks of rows start..stop-1, bool (rows, n_train), read or regenerated from the design."""
+        stop = self.n_models if stop is None else stop
+        if key in self.spec.fields:
+            rows = np.asarray(self.array(key)[start:stop])
+            return rows.view(np.bool_) if rows.dtype == np.uint8 else rows
+        if key == MASKS and self.design is not None:
+            return self.design.masks(start, stop)
+        raise RequestError(f"the store {str(self.path)!r} has no key {key!r}; it has {self.keys}")
+
+    def field(self, key: str) -> KeySpec:
+        """The schema of a key."""
+        if key not in self.spec.fields:
+            raise RequestError(f"the store {str(self.path)!r} has no key {key!r}; it has {self.keys}")
+        return self.spec.fields[key]
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def write_row(self, index: int, values: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+        """Write the values of one row and mark it complete. See `write_rows`."""
+        if not isinstance(values, Mapping):
+            check_rows(self.spec.fields, values, 1)
+        return bool(self.write_rows([index], {key: [value] for key, value in values.items()}, overwrite=overwrite))
+
+    def write_rows(
+        self, rows: Sequence[int] | NDArray[np.int64], values: Mapping[str, Any], *, overwrite: bool = False
+    ) -> list[int]:
+        """Write whole rows; each is complete or untouched, whatever happens on the way.
+
+        Parameters
+        ----------
+        rows
+            Indices, each at most once.
+        values
+            key -> array-like (len(rows), *shape). With a design, ``masks`` may be left out.
+        overwrite
+            Whether rows that are complete are written again; otherwise they are left alone.
+
+        Returns
+        -------
+        list of int
+            The rows that were written.
+
+        Raises
+        ------
+        RowError
+            when values do not fit the schema; nothing is written then.
+        StoreError
+            when the disk refuses; no row is marked that is not wholly there.
+        """
+        index = np.asarray(rows, dtype=np.int64)
+        if index.ndim != 1 or len(np.unique(index)) != len(index):
+            raise RequestError(f"rows must be a list of distinct indices, got {rows!r}")
+        outside = index[(index < 0) | (index >= self.n_models)]
+        if len(outside):
+            raise RequestError(f"row {outside[0]} is outside of the store's rows 0..{self.n_models - 1}")
+        ready = check_rows(self.spec.fields, self._with_masks(index, values), len(index))
+        return self._write_rows(index, ready, overwrite)
+
+    @abstractmethod
+    def _write_rows(
+        self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool
+    ) -> list[int]: ...
+
+    def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` with the design's masks, after a look at those that the task returned."""
+        if self.design is None or MASKS not in self.spec.fields or not isinstance(values, Mapping):
+            return values
+        masks = np.stack([self.design.mask(int(row)) for row in rows]) if len(rows) else np.empty((0, 0), bool)
+        if MASKS in values:
+            given = np.asarray(values[MASKS])
+            if given.shape != masks.shape or not np.array_equal(given, masks):
+                raise RowError(
+                    "the masks that the task returned are not those of the store's design; "
+                    "train on the mask that is passed to the task, and leave 'masks' out of its result"
+                )
+        return {**values, MASKS: masks}
+
+    @abstractmethod
+    def extend(self, k: int) -> None:
+        """Add k models in place. Rows that exist keep their masks and their bytes."""
+
+    @abstractmethod
+    def record_failure(self, row: int, text: str) -> Path:
+        """Keep the log of a row that failed; gone when the row completes. Returns where it is."""
+
+    @abstractmethod
+    def failures(self) -> dict[int, Path]:
+        """Rows whose last attempt failed, with their logs."""
+
+    # -- looking after it ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def checksums(self) -> NDArray[np.uint32] | None:
+        """Checksum of each row, (n_models,); None for folders that have none."""
+
+    @abstractmethod
+    def campaigns(self) -> list[dict[str, Any]]:
+        """Heartbeats of campaigns: ``{"updated": unix seconds, "rows_per_second": x, "running": bool}``."""
+
+    @abstractmethod
+    def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
+        """Leave the heartbeat of one campaign."""
+
+    def status(self) -> Status:
+        """Counts, failures, and, while campaigns run, their rate and the time left."""
+        done = self.completed()
+        failed = sorted(row for row in self.failures() if not done[row])
+        rate = sum(
+            beat["rows_per_second"]
+            for beat in self.campaigns()
+            if beat.get("running") and time.time() - beat.get("updated", 0) < 60
+        )
+        completed = int(done.sum())
+        pending = self.n_models - completed - len(failed)
+        return Status(
+            models=self.n_models,
+            completed=completed,
+            failed=len(failed),
+            pending=pending,
+            rows_per_second=rate or None,
+            seconds_left=(self.n_models - completed) / rate if rate else None,
+            failed_rows=failed,
+        )
+
+    def verify(self) -> Verified:
+        """Recompute the checksum of every completed row, and compare its mask with the design's."""
+        sums, done = self.checksums(), np.flatnonzero(self.completed())
+        bad = []
+        for start in range(0, len(done), 256):
+            rows = done[start : start + 256]
+            values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
+            for position, row in enumerate(rows):
+                one = {key: value[position] for key, value in values.items()}
+                if sums is not None and row_checksum(int(row), one) != int(sums[row]):
+                    bad.append(int(row))
+                elif self.design is not None and MASKS in one and not np.array_equal(
+                    one[MASKS], self.design.mask(int(row))
+                ):
+                    bad.append(int(row))
+        return Verified(checked=len(done), bad_rows=bad, has_checksums=sums is not None)
+
+    def merge(self, other: Store) -> Merged:
+        """Copy the completed rows of another store of the same design that are missing here.
+
+        Rows whose checksum is wrong there are not copied. Rows that are complete in both are left
+        alone; those whose content differs are named in the result.
+
+        Raises
+        ------
+        RequestError
+            when schema or design differ, or the other store has rows that this one lacks.
+        """
+        if self.spec.fields != other.spec.fields:
+            raise RequestError(f"{str(other.path)!r} has another schema than {str(self.path)!r}")
+        mine, theirs = self.design, other.design
+        if (mine is None) != (theirs is None) or (mine and theirs and mine.identity != theirs.identity):
+            raise RequestError(
+                f"{str(other.path)!r} has another design than {str(self.path)!r}: row i is not the same model. "
+                "Stores of other seeds are fitted together instead: datamodels fit STORE STORE"
+            )
+        rows = np.flatnonzero(other.completed())
+        if len(rows) and rows[-1] >= self.n_models:
+            raise RequestError(
+                f"{str(other.path)!r} has row {rows[-1]}; {str(self.path)!r} has {self.n_models} models: "
+                f"extend it first by {rows[-1] + 1 - self.n_models}"
+            )
+        bad = set(other.verify().bad_rows)
+        done, here = self.completed(), self.array
+        copied: list[int] = []
+        conflicting = []
+        for row in rows[done[rows]]:
+            same = all(np.array_equal(here(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k))) for k in self.keys)
+            if not same:
+                conflicting.append(int(row))
+        wanted = np.array([row for row in rows[~done[rows]] if row not in bad], dtype=np.int64)
+        for start in range(0, len(wanted), 256):
+            part = wanted[start : start + 256]
+            copied += self.write_rows(part, {key: np.asarray(other.array(key)[part]) for key in self.keys})
+        already = [int(row) for row in rows if done[row]]
+        return Merged(copied, already, conflicting, sorted(bad))
+
+    @property
+    def identity(self) -> str:
+        """What row numbers refer to: stores of equal identity have the same model in row i."""
+        if self.design is not None:
+            return f"design:{self.design.identity}"
+        return self._origin()
+
+    @abstractmethod
+    def _origin(self) -> str:
+        """What tells this store from all others when there is no design."""
+
+    def fingerprint(self) -> str:
+        """A hash of identity, completed rows and their checksums: equal when the content is equal."""
+        digest = hashlib.sha256(self.identity.encode())
+        done, sums = self.completed(), self.checksums()
+        digest.update(np.packbits(done).tobytes())
+        if sums is not None:
+            digest.update(sums[done].tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.n_models} models, keys {self.keys})"
+
+
+def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
+    """CRC-32 over the row's index and, key by key in sorted order, its bytes."""
+    crc = zlib.crc32(row.to_bytes(8, "little"))
+    for key in sorted(values):
+        crc = zlib.crc32(np.ascontiguousarray(values[key]).tobytes(), crc)
+    return crc
+
+
+def runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Stretches of consecutive numbers in a sorted array, as positions (start, stop)."""
+    if not len(rows):
+        return
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *cuts.tolist(), len(rows)]
+    yield from zip(edges[:-1], edges[1:], strict=True)
+
+
+def _floating(field: KeySpec) -> bool:
+    return field.numpy_dtype.kind in "fc"
+
+
+def _check_design(spec: Spec, design: Design | None) -> None:
+    masks = spec.fields.get(MASKS)
+    for key, field in spec.fields.items():
+        if field.of == "train" and design is not None and field.shape[-1:] != (design.n_train,):
+            raise RequestError(
+                f'{key!r} is "of": "train" with shape {field.shape}; its last axis must be n_train = {design.n_train}'
+            )
+    if design is None:
+        return
+    if design.n_models != spec.num_models:
+        raise RequestError(f"the spec has {spec.num_models} models and the design {design.n_models}")
+    if masks is not None and masks.shape != (design.n_train,):
+        raise RequestError(f"'masks' has shape {masks.shape} in the schema; the design has {design.n_train} train examples")
+    if masks is not None and masks.dtype not in ("bool", "uint8"):
+        raise RequestError(f"'masks' has dtype {masks.dtype} in the schema; with a design it must be bool or uint8")
+
+
+def _check_labels(labels: ArrayLike, design: Design | None) -> NDArray[np.int64]:
+    codes = np.unique(np.asarray(labels), return_inverse=True)[1].ravel().astype(np.int64)
+    if design is not None and len(codes) != design.n_train:
+        raise RequestError(f"labels has {len(codes)} entries; the design has {design.n_train} train examples")
+    return codes
+

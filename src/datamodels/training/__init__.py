@@ -1,0 +1,1 @@
+"""Campaigns of training runs, and the classic commands."""

@@ -1,0 +1,279 @@
+"""A campaign: a task run over the incomplete rows of a store. Running it again does what is missing."""
+
+from __future__ import annotations
+
+import heapq
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels.design import subsets_without_class
+from datamodels.errors import MissingClassWarning, RequestError
+from datamodels.executors.base import Executor, InlineExecutor, RowOutcome
+from datamodels.executors.local import LocalExecutor
+from datamodels.progress import Progress, duration, note
+from datamodels.spec import MASKS
+from datamodels.store import Store
+from datamodels.training.task import BlockTask, TaskRunner, arguments_of, load_task
+
+_BLOCK_SECONDS = 0.5
+_LARGEST_BLOCK = 256
+_BACK_OFF = 0.5
+_LONGEST_BACK_OFF = 60.0
+_HEARTBEAT = 1.0
+_TICK = 0.25
+
+EXECUTORS = ("local", "inline")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a campaign ended.
+
+    ``done`` rows were written by it, ``there`` were complete when their turn came, ``failed`` names
+    the rows whose last attempt failed (their logs are in the store's ``failures`` folder), and
+    ``pending`` counts rows that were not reached.
+    """
+
+    done: int
+    there: int
+    failed: list[int]
+    pending: int
+    seconds: float
+    interrupted: bool = False
+    subsets_without_class: list[int] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row of the store is complete."""
+        return not self.failed and not self.pending
+
+    def to_dict(self) -> dict[str, Any]:
+        rate = self.done / self.seconds if self.seconds > 0 else None
+        return {"ok": self.ok, **asdict(self), "rows_per_second": rate}
+
+
+def train(
+    store: Store | str | Path,
+    task: str | Callable[..., dict[str, Any]],
+    *,
+    executor: str = "local",
+    jobs: int | None = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    threads: int = 1,
+    progress: bool = True,
+) -> Summary:
+    """Run a task over the rows of a store that are not complete.
+
+    Parameters
+    ----------
+    store
+        A store or its folder.
+    task
+        A function ``index -> {key: array}``, a `block_task`, or ``"PKG.MODULE:FUNCTION"``. It may also
+        name ``mask`` (the row's subset, bool (n_train,)), ``rng`` (a numpy Generator of that row),
+        ``logdir`` (a folder of that row) and ``design``.
+    executor
+        ``local``: worker processes on this machine. ``inline``: this process, for debugging.
+    jobs
+        Worker processes; by default one per CPU.
+    timeout
+        Seconds per row (per block for block tasks); the worker is then replaced and the row fails.
+    retries
+        How often a failed row is tried again, with growing pauses.
+    threads
+        Threads of torch and BLAS per worker.
+    progress
+        Whether to show done, failed, rate and time left on standard error.
+
+    Returns
+    -------
+    Summary
+        Failed rows do not raise; look at ``ok``.
+
+    Raises
+    ------
+    RequestError
+        when the task cannot be imported or called, or the options are wrong.
+    KeyboardInterrupt
+        on Ctrl-C, after workers ended. Completed rows are kept.
+    """
+    if not isinstance(store, Store):
+        store = Store.open(store)
+    if retries < 0:
+        raise RequestError(f"retries is {retries}; give 0 or more")
+    function = load_task(task)
+    arguments_of(function)
+    runner = TaskRunner(str(Path(store.path).resolve()), task, isinstance(function, BlockTask))
+    if executor not in EXECUTORS:
+        raise RequestError(f"executor {executor!r} is unknown; legal: {', '.join(EXECUTORS)}")
+    where: Executor
+    if executor == "inline":
+        where = InlineExecutor(runner)
+    else:
+        where = LocalExecutor(runner, jobs=jobs, timeout=timeout, threads=threads)
+    size = function.block_size if isinstance(function, BlockTask) else None
+    return _Campaign(store, where, size, retries, progress).run()
+
+
+class _Campaign:
+    """The state of one run of `train`."""
+
+    def __init__(self, store: Store, executor: Executor, block_size: int | None, retries: int, progress: bool) -> None:
+        self.store = store
+        self.executor = executor
+        self.block_size = block_size
+        self.retries = retries
+        self.show = progress
+        self.name = uuid.uuid4().hex[:12]
+        done = store.completed()
+        self.ready: deque[list[int]] = deque(self._first_blocks(np.flatnonzero(~done).tolist()))
+        self.delayed: list[tuple[float, int]] = []
+        self.attempts: dict[int, int] = {}
+        self.failed: dict[int, RowOutcome] = {}
+        self.running: set[int] = set()
+        self.done = self.there = 0
+        self.seconds_per_row: float | None = None
+        self.next_beat = 0.0
+        self.bar = Progress("training", len(done), show=progress, done=int(done.sum()))
+
+    def _first_blocks(self, rows: list[int]) -> list[list[int]]:
+        """Block tasks keep to a fixed grid, so that an interrupted campaign repeats the same blocks."""
+        if self.block_size is None:
+            return [[row] for row in rows]
+        blocks: dict[int, list[int]] = {}
+        for row in rows:
+            blocks.setdefault(row // self.block_size, []).append(row)
+        return list(blocks.values())
+
+    def run(self) -> Summary:
+        lacking = self._subsets_without_class()
+        if lacking:
+            warnings.warn(
+                f"{len(lacking)} training subsets lack a class (the first is that of row {lacking[0]}); "
+                "their models cannot learn it: raise alpha or use a stratified design",
+                MissingClassWarning,
+                stacklevel=3,
+            )
+        interrupted = False
+        if self.ready:
+            try:
+                with self.bar, self.executor:
+                    self._loop()
+            except KeyboardInterrupt:
+                interrupted = True
+                raise
+            finally:
+                summary = self._summary(interrupted, lacking)
+                self._beat(running=False)
+                self._report(summary)
+        else:
+            summary = self._summary(False, lacking)
+        return summary
+
+    def _loop(self) -> None:
+        while self.ready or self.delayed or self.running:
+            now = time.monotonic()
+            while self.delayed and self.delayed[0][0] <= now:
+                self.ready.append([heapq.heappop(self.delayed)[1]])
+            while self.executor.free and self.ready:
+                rows = self._next_block()
+                self.running.update(rows)
+                self.executor.submit(rows)
+            if not self.running:
+                time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
+                continue
+            for outcome in self.executor.poll(_TICK):
+                self._take(outcome)
+            self._beat(running=True)
+
+    def _next_block(self) -> list[int]:
+        """A block of the grid, or as many rows as are worth one message."""
+        rows = self.ready.popleft()
+        if self.block_size is None and self.seconds_per_row is not None:
+            wanted = int(_BLOCK_SECONDS / max(self.seconds_per_row, 1e-6))
+            fair = len(self.ready) // (2 * self.executor.slots)
+            for _ in range(min(wanted, fair, _LARGEST_BLOCK) - 1):
+                rows += self.ready.popleft()
+        return rows
+
+    def _take(self, outcome: RowOutcome) -> None:
+        row = outcome.row
+        self.running.discard(row)
+        if outcome.ended == "returned":
+            self.ready.appendleft([row])
+        elif outcome.ok:
+            self.failed.pop(row, None)
+            self.done += outcome.ended == "done"
+            self.there += outcome.ended == "there"
+            if outcome.ended == "done":
+                known = self.seconds_per_row
+                self.seconds_per_row = outcome.seconds if known is None else 0.8 * known + 0.2 * outcome.seconds
+            self.bar.advance()
+        else:
+            self._take_failure(outcome)
+
+    def _take_failure(self, outcome: RowOutcome) -> None:
+        row, tried = outcome.row, self.attempts.get(outcome.row, 0) + 1
+        self.attempts[row] = tried
+        if tried <= self.retries:
+            pause = min(_BACK_OFF * 2 ** (tried - 1), _LONGEST_BACK_OFF)
+            heapq.heappush(self.delayed, (time.monotonic() + pause, row))
+            return
+        log = self.store.record_failure(row, f"row {row}, attempt {tried}: {outcome.ended}\n{outcome.text}\n")
+        if not self.failed and self.show:
+            cause = (outcome.text.strip().splitlines() or [outcome.ended])[-1]
+            note(f"row {row} failed: {cause} (log: {log})")
+        self.failed[row] = outcome
+        self.bar.advance(0, failed=1)
+
+    def _beat(self, *, running: bool) -> None:
+        now = time.monotonic()
+        if running and now < self.next_beat:
+            return
+        self.next_beat = now + _HEARTBEAT
+        self.store.heartbeat(
+            self.name, {"updated": time.time(), "rows_per_second": self.bar.rate or 0.0, "running": running}
+        )
+
+    def _subsets_without_class(self) -> list[int]:
+        """Rows whose subset has no example of some class, when the store knows the labels."""
+        labels = self.store.labels()
+        if labels is None or (self.store.design is None and MASKS not in self.store.keys):
+            return []
+        found: list[int] = []
+        for start in range(0, self.store.n_models, 4096):
+            stop = min(start + 4096, self.store.n_models)
+            masks = self.store.design.masks(start, stop) if self.store.design else self.store.masks(start, stop)
+            found += (subsets_without_class(masks, labels) + start).tolist()
+        return found
+
+    def _summary(self, interrupted: bool, lacking: list[int]) -> Summary:
+        missing = int((~self.store.completed()).sum())
+        return Summary(
+            done=self.done,
+            there=self.there,
+            failed=sorted(self.failed),
+            pending=max(0, missing - len(self.failed)),
+            seconds=self.bar.seconds,
+            interrupted=interrupted,
+            subsets_without_class=lacking,
+        )
+
+    def _report(self, summary: Summary) -> None:
+        if not self.show:
+            return
+        text = f"trained {summary.done} rows in {duration(summary.seconds)}"
+        if summary.failed:
+            text += f", {len(summary.failed)} failed (logs in {Path(self.store.path) / 'failures'})"
+        if summary.interrupted:
+            text += f", {summary.pending} not reached; run it again to go on"
+        note(text)

@@ -1,0 +1,231 @@
+"""Tasks: what one row costs. A task is ``index -> {key: array}``; a block task does many rows at once."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels.errors import RequestError, RowError, first_line
+from datamodels.executors.base import RowOutcome, trace_of
+from datamodels.store import Store
+
+Function = Callable[..., dict[str, Any]]
+_WRITE_EVERY = 0.2
+_WRITE_ROWS = 64
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """A function of many rows, see `block_task`."""
+
+    function: Function
+    block_size: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.function(*args, **kwargs)
+
+
+def block_task(function: Function | None = None, *, block_size: int = 100) -> Any:
+    """Mark a function as a block task, as a decorator or as a call.
+
+    The function takes ``indices`` and, when it names them, ``masks`` (k, n_train), ``rngs`` (one
+    generator per row), ``design`` and ``logdir``; it returns ``{key: array (k, ...)}``. For a row to be
+    the same in any block, draw what is random from the row's own generators.
+
+    Parameters
+    ----------
+    block_size
+        Rows per call at most.
+    """
+    if function is None:
+        return functools.partial(block_task, block_size=block_size)
+    if block_size < 1:
+        raise RequestError(f"block_size is {block_size}; give 1 or more")
+    return BlockTask(function, block_size)
+
+
+def load_task(task: str | Function) -> Function:
+    """The callable that ``"PKG.MODULE:FUNCTION"`` names; callables are returned as they are.
+
+    Raises
+    ------
+    RequestError
+        when the module cannot be imported or has no such function.
+    """
+    if not isinstance(task, str):
+        if not callable(task):
+            raise RequestError(f"a task is a function or 'PKG.MODULE:FUNCTION', not {task!r}")
+        return task
+    module_name, colon, name = task.partition(":")
+    if not colon or not module_name or not name:
+        raise RequestError(f"task {task!r} must be PKG.MODULE:FUNCTION")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise RequestError(f"cannot import {module_name!r} for the task {task!r}: {first_line(error)}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise RequestError(f"module {module_name!r} has no function {name!r}")
+    return found
+
+
+_ROW_NAMES = ("index", "mask", "rng", "logdir", "design")
+_BLOCK_NAMES = ("indices", "masks", "rngs", "logdir", "design")
+
+
+def arguments_of(function: Function) -> tuple[bool, tuple[str, ...]]:
+    """Whether the index goes first by position, and which arguments go by name.
+
+    Raises
+    ------
+    RequestError
+        when the function needs an argument that nobody can give.
+    """
+    known = _BLOCK_NAMES if isinstance(function, BlockTask) else _ROW_NAMES
+    inner = function.function if isinstance(function, BlockTask) else function
+    try:
+        parameters = list(inspect.signature(inner).parameters.values())
+    except (TypeError, ValueError):
+        return True, ()
+    named = [p.name for p in parameters if p.name in known and p.kind is not p.POSITIONAL_ONLY]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named += [name for name in (known[0], "logdir") if name not in named]
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in known]
+    first = known[0] not in named and bool(by_position)
+    unknown = [p.name for p in by_position[1 if first else 0 :] if p.default is p.empty]
+    unknown += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in known]
+    if unknown:
+        raise RequestError(f"the task needs {unknown}, which nobody gives; it may name {', '.join(known)}")
+    return first, tuple(named)
+
+
+@dataclass
+class TaskRunner:
+    """Runs rows of a store with a task and writes them; what an executor carries to its workers."""
+
+    store_path: str
+    task: str | Function
+    whole_blocks: bool = False
+    _store: Store | None = field(default=None, repr=False)
+    _function: Any = field(default=None, repr=False)
+    _first: bool = field(default=False, repr=False)
+    _names: tuple[str, ...] = field(default=(), repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store_path": self.store_path, "task": self.task, "whole_blocks": self.whole_blocks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _prepare(self) -> Store:
+        if self._store is None:
+            self._function = load_task(self.task)
+            self._first, self._names = arguments_of(self._function)
+            self._store = Store.open(self.store_path)
+        return self._store
+
+    def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:
+        store = self._prepare()
+        done = store.completed()
+        yield from (RowOutcome(row, "there") for row in rows if done[row])
+        missing = [row for row in rows if not done[row]]
+        if missing:
+            yield from self._run_block(store, missing) if self.whole_blocks else self._run_rows(store, missing)
+
+    def _run_rows(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
+        """One row after the other; results are written a few at a time."""
+        waiting: list[tuple[int, dict[str, Any], float]] = []
+        written = time.monotonic()
+        for row in rows:
+            yield RowOutcome(row, "started")
+            started = time.monotonic()
+            try:
+                values = self._call(store, row)
+            except (Exception, SystemExit) as error:
+                yield RowOutcome(row, "failed", time.monotonic() - started, trace_of(error))
+                continue
+            waiting.append((row, values, time.monotonic() - started))
+            if len(waiting) >= _WRITE_ROWS or time.monotonic() - written >= _WRITE_EVERY:
+                yield from _write(store, waiting)
+                waiting, written = [], time.monotonic()
+        yield from _write(store, waiting)
+
+    def _run_block(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
+        started = time.monotonic()
+        try:
+            values = self._call(store, rows)
+            table = [(row, {key: value[i] for key, value in values.items()}) for i, row in enumerate(rows)]
+            _check_lengths(values, len(rows))
+        except (Exception, SystemExit) as error:
+            seconds = (time.monotonic() - started) / len(rows)
+            yield from (RowOutcome(row, "failed", seconds, trace_of(error)) for row in rows)
+            return
+        seconds = (time.monotonic() - started) / len(rows)
+        yield from _write(store, [(row, one, seconds) for row, one in table])
+
+    def _call(self, store: Store, rows: int | Sequence[int]) -> dict[str, Any]:
+        values = {name: self._argument(store, name, rows) for name in self._names}
+        positional = [np.asarray(rows) if self.whole_blocks else rows] if self._first else []
+        return self._function(*positional, **values)
+
+    def _argument(self, store: Store, name: str, rows: Any) -> Any:
+        if name == "index":
+            return rows
+        if name == "indices":
+            return np.asarray(rows)
+        if name == "logdir":
+            folder = Path(self.store_path) / "workers" / str(rows if not self.whole_blocks else f"block-{rows[0]}")
+            folder.mkdir(parents=True, exist_ok=True)
+            return str(folder)
+        if store.design is None:
+            raise RequestError(f"the task names {name!r}, which needs a store with a design")
+        if name == "design":
+            return store.design
+        if name == "mask":
+            return store.design.mask(rows)
+        if name == "masks":
+            return np.stack([store.design.mask(int(row)) for row in rows])
+        if name == "rngs":
+            return [store.design.rng(int(row)) for row in rows]
+        return store.design.rng(rows)
+
+
+def _check_lengths(values: dict[str, Any], count: int) -> None:
+    for key, value in values.items():
+        if len(value) != count:
+            raise RowError(f"the block task returned {len(value)} rows of {key!r} for {count} indices")
+
+
+def _write(store: Store, rows: list[tuple[int, dict[str, Any], float]]) -> Iterator[RowOutcome]:
+    """Write rows together; when one does not fit the schema, one by one, so that only that one fails."""
+    if not rows:
+        return
+    try:
+        keys = list(rows[0][1])
+        if any(list(values) != keys for _, values, _ in rows):
+            raise RowError("rows have different keys")
+        store.write_rows([row for row, _, _ in rows], {key: [values[key] for _, values, _ in rows] for key in keys})
+    except Exception as error:
+        if len(rows) == 1:
+            yield RowOutcome(rows[0][0], "failed", rows[0][2], trace_of(error))
+            return
+        for one in rows:
+            yield from _write(store, [one])
+        return
+    yield from (RowOutcome(row, "done", seconds) for row, _, seconds in rows)
+
+
+def make_importable(folder: str | Path) -> None:
+    """Let modules of a folder be imported, as a script started there could."""
+    text = str(folder)
+    if text not in sys.path:
+        sys.path.insert(0, text)
