@@ -115,6 +115,7 @@ def _read(data: Data) -> Problem:
         source,
         identity=meta["identity"],
         units=np.array(arrays["units"]),
+        mask_numbers=np.array(arrays["mask_numbers"]),
         description={"path": str(path), "fingerprint": meta["fingerprint"]},
     )
     return Problem.assemble([source], targets, meta.get("of") == "train")

@@ -98,12 +98,11 @@ def fit_problem(problem: Problem, estimator: Estimator, *, progress: bool = True
     return Attribution(
         weights=solution.weights.astype(np.float32),
         bias=solution.bias,
-        target_facts=solution.facts,
+        target_facts={"target": problem.targets, **solution.facts},
         train_columns=problem.train_columns,
         provenance={
             "estimator": estimator.describe(),
             "sources": problem.rows_used(),
-            "targets": problem.targets,
             "out_of_mask": apart,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

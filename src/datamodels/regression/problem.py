@@ -35,8 +35,8 @@ class Source:
         (n_models, ...) array, usually memory-mapped.
     rows
         (k,) the rows that take part, ascending.
-    units
-        (k,) design unit of each of them.
+    units, mask_numbers
+        (k,) design unit and mask number of each of them: rows of one mask number are replicates.
     """
 
     identity: str
@@ -44,6 +44,7 @@ class Source:
     outputs: NDArray[Any]
     rows: NDArray[np.int64]
     units: NDArray[np.int64]
+    mask_numbers: NDArray[np.int64]
     n_train: int
     description: dict[str, Any]
 
@@ -61,6 +62,7 @@ class Source:
             outputs=store.array(outputs_key),
             rows=rows,
             units=store.design.units(rows) if store.design else rows,
+            mask_numbers=rows // store.design.replicates if store.design else rows,
             n_train=n_train[0],
             description={
                 "path": str(store.path),
@@ -87,6 +89,7 @@ class Source:
             outputs=outputs,
             rows=rows,
             units=rows,
+            mask_numbers=rows,
             n_train=masks.shape[1],
             description={"path": name},
         )
@@ -105,7 +108,8 @@ class Source:
         return self.take(keep[self.rows])
 
     def take(self, positions: NDArray[Any]) -> Source:
-        return replace(self, rows=self.rows[positions], units=self.units[positions])
+        names = ("rows", "units", "mask_numbers")
+        return replace(self, **{name: getattr(self, name)[positions] for name in names})
 
 
 def _array_identity(masks: NDArray[Any], outputs: NDArray[Any]) -> str:
@@ -214,13 +218,13 @@ class Problem:
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """Design unit of every row, (m,), numbered 0..u-1 over all sources."""
-        out, offset = [], 0
-        for source in self.sources:
-            codes = np.unique(source.units, return_inverse=True)[1].astype(np.int64)
-            out.append(codes + offset)
-            offset += int(codes.max(initial=-1)) + 1
-        return np.concatenate(out)
+        """Design unit of every row, (m,), numbered over all sources."""
+        return _numbered([source.units for source in self.sources])
+
+    @property
+    def mask_numbers(self) -> NDArray[np.int64]:
+        """Mask number of every row, (m,), numbered over all sources; replicates share one."""
+        return _numbered([source.mask_numbers for source in self.sources])
 
     def take(self, positions: NDArray[Any]) -> Problem:
         """The problem of some rows: ascending positions or a bool mask over all rows."""
@@ -267,6 +271,16 @@ class Problem:
     def rows_used(self) -> list[dict[str, Any]]:
         """Per source what a result records of its rows."""
         return [{**source.description, "identity": source.identity, "rows": source.rows} for source in self.sources]
+
+
+def _numbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Labels of several parts as numbers from 0 that no two parts share."""
+    out, offset = [], 0
+    for part in parts:
+        codes = np.unique(part, return_inverse=True)[1].astype(np.int64)
+        out.append(codes + offset)
+        offset += int(codes.max(initial=-1)) + 1
+    return np.concatenate(out)
 
 
 def _read_masks(source: Source, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -119,8 +119,10 @@ class NpyStore(Store):
                 f"{error.filename} exists already: a creation was interrupted or is under way; "
                 "remove the folder if nobody is at it, or choose another; nothing was changed"
             ) from None
-        except OSError as error:
+        except BaseException as error:
             _remove(made)
+            if not isinstance(error, OSError):
+                raise
             raise StoreError(f"cannot create a store at {str(path)!r}: {first_line(error)}; nothing was left behind") from None
         return cls._open(path)
 

@@ -191,8 +191,10 @@ class _Campaign:
             if not self.running:
                 time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
                 continue
+            finished, failed = self.done + self.there, len(self.failed)
             for outcome in self.executor.poll(_TICK):
                 self._take(outcome)
+            self.bar.advance(self.done + self.there - finished, len(self.failed) - failed)
             self._beat(running=True)
 
     def _next_block(self) -> list[int]:
@@ -217,7 +219,6 @@ class _Campaign:
             if outcome.ended == "done":
                 known = self.seconds_per_row
                 self.seconds_per_row = outcome.seconds if known is None else 0.8 * known + 0.2 * outcome.seconds
-            self.bar.advance()
         else:
             self._take_failure(outcome)
 
@@ -233,7 +234,6 @@ class _Campaign:
             cause = (outcome.text.strip().splitlines() or [outcome.ended])[-1]
             note(f"row {row} failed: {cause} (log: {log})")
         self.failed[row] = outcome
-        self.bar.advance(0, failed=1)
 
     def _beat(self, *, running: bool) -> None:
         now = time.monotonic()

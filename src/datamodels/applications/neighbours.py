@@ -1,0 +1,37 @@
+"""The training examples that drive one prediction."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from datamodels.attribution import Attribution, Top
+
+
+class Neighbours(NamedTuple):
+    """``helpful`` examples raise the target's output, ``harmful`` ones lower it; strongest first."""
+
+    target: int
+    helpful: Top
+    harmful: Top
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            **{
+                name: [
+                    {"train": int(index), "weight": float(weight)}
+                    for index, weight in zip(top.indices, top.weights, strict=True)
+                ]
+                for name, top in (("helpful", self.helpful), ("harmful", self.harmful))
+            },
+        }
+
+
+def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours:
+    """The k most helpful and the k most harmful training examples of a target, by weight.
+
+    Fewer come back when fewer weights have that sign (the lasso sets most to 0).
+    """
+    return Neighbours(
+        target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative")
+    )

@@ -1,0 +1,225 @@
+"""The linear datamodelling score: do predicted outputs rank models that were never fitted?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.attribution import Attribution
+from datamodels.errors import RequestError
+from datamodels.evaluation.ranks import resampled_spearman, unit_counts
+from datamodels.regression.problem import OUTPUTS, Problem, Rows, Source
+from datamodels.spec import MASKS
+from datamodels.store import Store
+
+_FEWEST_MASKS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class LDS:
+    """Scores on held-out models.
+
+    Attributes
+    ----------
+    lds, lds_ci
+        Mean over targets of the Spearman correlation between predicted and true outputs, and its
+        bootstrap interval over design units and targets.
+    lds_ceiling
+        What a perfect predictor of the expected output would reach, √ρ with ρ the mean Spearman
+        correlation between replicate runs (classical attenuation); None without replicates.
+    pearson, r2
+        Means over targets of the Pearson correlation and of 1 - squared error / variance.
+    per_target
+        (n_targets,) Spearman correlations; NaN where the true output does not vary.
+    n_models, n_units, n_targets
+        What the score rests on.
+    n_constant_predictions, n_constant_outputs
+        Targets whose prediction does not vary (they score 0), and whose true output does not (they
+        are left out).
+    bootstrap
+        (draws,) resampled means, shared between evaluations on the same rows and seed.
+    """
+
+    lds: float
+    lds_ci: tuple[float, float]
+    lds_ceiling: float | None
+    pearson: float
+    r2: float
+    n_models: int
+    n_units: int
+    n_targets: int
+    n_constant_predictions: int
+    n_constant_outputs: int
+    confidence: float
+    per_target: NDArray[np.float64] = field(repr=False)
+    bootstrap: NDArray[np.float64] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the arrays."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("per_target", "bootstrap")]
+        return {name: getattr(self, name) if name != "lds_ci" else list(self.lds_ci) for name in names}
+
+
+def lds(
+    attribution: Attribution,
+    source: Store | str | Path | Sequence[Store | str | Path] | None = None,
+    *,
+    masks: NDArray[Any] | str | Path | None = None,
+    outputs: NDArray[Any] | str | Path | None = None,
+    masks_key: str = MASKS,
+    outputs_key: str = OUTPUTS,
+    rows: Rows = None,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> LDS:
+    """Score an attribution on models that its fit has not used (Park et al. 2023, arXiv:2303.14186).
+
+    Parameters
+    ----------
+    attribution
+        What to judge.
+    source, masks, outputs, masks_key, outputs_key
+        Where held-out models are, as in `datamodels.fit`.
+    rows
+        Which rows; by default all that the fit has not used, nor any run of a mask that it has used.
+    draws, confidence, seed
+        Of the bootstrap interval.
+
+    Raises
+    ------
+    RequestError
+        when rows were named that the fit has used, when none are left, or when the attribution does
+        not say which rows it used and none were named.
+    """
+    problem = Problem.build(
+        source,
+        masks=masks,
+        outputs=outputs,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        rows=rows,
+        targets=attribution.target_facts.get("target", np.arange(attribution.n_targets)).astype(np.int64),
+        targets_are_train=False,
+    )
+    problem = unused_rows(attribution, problem, named=rows is not None)
+    return score(attribution, problem, draws=draws, confidence=confidence, seed=seed)
+
+
+def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> Problem:
+    """The rows of a problem that the fit has not used.
+
+    Raises
+    ------
+    RequestError
+        when `named` and some of them were used, or when nothing is left.
+    """
+    sources: Sequence[Mapping[str, Any]] = attribution.provenance.get("sources", [])
+    if not sources and not named:
+        raise RequestError("this attribution does not say which rows it was fitted on: name the rows to evaluate with rows")
+    used = {entry["identity"]: np.asarray(entry["rows"], dtype=np.int64) for entry in sources}
+    parts = []
+    for part in problem.sources:
+        taken = np.isin(part.rows, used.get(part.identity, []))
+        if named and taken.any():
+            raise RequestError(
+                f"{int(taken.sum())} of the {len(taken)} named rows were used by the fit (the first is row "
+                f"{part.rows[taken][0]}); evaluate on rows that it has not used"
+            )
+        parts.append(part.take(~np.isin(part.rows, _touched(part, used))) if not named else part)
+    left = replace(problem, sources=tuple(parts))
+    if left.n_rows < 3:
+        raise RequestError(
+            f"{left.n_rows} rows are left that the fit has not used; at least 3 are needed: fit on fewer rows "
+            "(--rows START:STOP) or train more models"
+        )
+    return left
+
+
+def _touched(part: Source, used: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Used rows, and the other rows of their design units."""
+    rows = used.get(part.identity, np.empty(0, np.int64))
+    return part.rows[np.isin(part.units, part.units[np.isin(part.rows, rows)])]
+
+
+def score(attribution: Attribution, problem: Problem, *, draws: int, confidence: float, seed: int) -> LDS:
+    """The scores of an attribution on the rows of a problem, whichever they are."""
+    if not 0 < confidence < 1 or draws < 1:
+        raise RequestError(f"confidence is {confidence} and draws {draws}; they must be in (0, 1) and at least 1")
+    if problem.n_train != attribution.n_train:
+        raise RequestError(f"the attribution has {attribution.n_train} train examples, the masks {problem.n_train}")
+    x, truth = problem.load()
+    prediction = attribution.predict(x)
+    prediction[:, ~attribution.weights.any(axis=0)] = 0.0
+    columns = attribution.train_columns
+    valid = np.ones(truth.shape, dtype=np.bool_) if columns is None else ~x[:, columns]
+    counts = unit_counts(problem.units, draws, seed)
+    resampled = resampled_spearman(truth, prediction, counts, valid)
+    per_target = resampled[0]
+    defined = ~np.isnan(per_target)
+    if not defined.any():
+        raise RequestError("no target's output varies over these rows: there is nothing to rank")
+    bootstrap = _means_over_targets(resampled[1:, defined], seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(bootstrap, [tail, 1 - tail])
+    pearson, r2 = _moments(truth, prediction, valid, defined)
+    return LDS(
+        lds=float(per_target[defined].mean()),
+        lds_ci=(float(low), float(high)),
+        lds_ceiling=ceiling(problem, truth, valid),
+        pearson=pearson,
+        r2=r2,
+        n_models=problem.n_rows,
+        n_units=len(np.unique(problem.units)),
+        n_targets=attribution.n_targets,
+        n_constant_predictions=int((~attribution.weights.any(axis=0)).sum()),
+        n_constant_outputs=int((~defined).sum()),
+        confidence=confidence,
+        per_target=per_target,
+        bootstrap=bootstrap,
+    )
+
+
+def _means_over_targets(resampled: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Mean over resampled targets of each resampling of rows; a target that is constant there is left out."""
+    draws, n = resampled.shape
+    weights = np.random.default_rng([seed, 1]).multinomial(n, np.full(n, 1.0 / n), size=draws)
+    weights = weights * ~np.isnan(resampled)
+    return (weights * np.nan_to_num(resampled)).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+
+
+def _moments(
+    truth: NDArray[np.float64], prediction: NDArray[np.float64], valid: NDArray[np.bool_], defined: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Mean Pearson correlation and mean R² over the targets that vary."""
+    n = valid.sum(axis=0)[defined]
+    y, p, v = truth[:, defined], prediction[:, defined], valid[:, defined]
+    y_centred = np.where(v, y - (y * v).sum(axis=0) / n, 0.0)
+    p_centred = np.where(v, p - (p * v).sum(axis=0) / n, 0.0)
+    yy, pp, yp = (y_centred**2).sum(axis=0), (p_centred**2).sum(axis=0), (y_centred * p_centred).sum(axis=0)
+    pearson = np.divide(yp, np.sqrt(yy * pp), out=np.zeros_like(yp), where=pp > 0)
+    r2 = 1 - (np.where(v, y - p, 0.0) ** 2).sum(axis=0) / yy
+    return float(pearson.mean()), float(r2.mean())
+
+
+def ceiling(problem: Problem, truth: NDArray[np.float64], valid: NDArray[np.bool_]) -> float | None:
+    """√ρ, ρ the mean Spearman correlation between replicates; None with fewer than 10 replicated masks."""
+    numbers, position, per_mask = np.unique(problem.mask_numbers, return_inverse=True, return_counts=True)
+    order = np.argsort(position, kind="stable")
+    first = np.cumsum(per_mask) - per_mask
+    correlations = []
+    for a in range(int(per_mask.max())):
+        for b in range(a + 1, int(per_mask.max())):
+            both = np.flatnonzero(per_mask > b)
+            if len(both) >= _FEWEST_MASKS:
+                rows_a, rows_b = order[first[both] + a], order[first[both] + b]
+                ones = np.ones((1, len(both)))
+                correlations.append(resampled_spearman(truth[rows_a], truth[rows_b], ones, valid[rows_a])[0])
+    if not correlations:
+        return None
+    return float(np.sqrt(max(float(np.nanmean(correlations)), 0.0)))

@@ -1,0 +1,94 @@
+"""A run: which stores, attributions and dataset belong together, and what to show first.
+
+``run.json`` lies in the run's folder; its paths are relative to it, so the folder can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datamodels.errors import RequestError, first_line, newer_format
+
+FORMAT_VERSION = 1
+FILE = "run.json"
+
+
+class RunAttribution(BaseModel):
+    """An attribution file, the store it was fitted on, and the store it is judged on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    store: str
+    test: str | None = None
+
+
+class View(BaseModel):
+    """What a report or an explorer shows first: names of attributions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    neighbours: str
+    embedding: str
+
+
+class Run(BaseModel):
+    """The content of ``run.json``.
+
+    ``stores`` maps names to folders; ``dataset`` is a name that `datamodels.datasets.load` knows;
+    ``task`` and ``recipe`` say how models were trained.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    title: str
+    created: str
+    dataset: str | None = None
+    task: str | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    stores: dict[str, str]
+    attributions: Annotated[dict[str, RunAttribution], Field(min_length=1)]
+    view: View
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``run.json`` in one step."""
+        path = Path(folder) / FILE
+        temporary = path.with_name(f".{FILE}.{uuid.uuid4().hex}.tmp")
+        temporary.write_text(json.dumps(self.model_dump(), indent=1))
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read the run of a folder.
+
+        Raises
+        ------
+        RequestError
+            when there is none, or it is damaged, or a path leaves the folder.
+        """
+        path = Path(folder) / FILE
+        try:
+            data = json.loads(path.read_text())
+        except OSError as error:
+            raise RequestError(f"there is no run at {str(folder)!r}: {first_line(error)}") from None
+        except ValueError as error:
+            raise RequestError(f"{path} is not JSON: {first_line(error)}") from None
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise newer_format(str(path), version, FORMAT_VERSION)
+        try:
+            run = cls.model_validate(data)
+        except ValidationError as error:
+            raise RequestError(f"{path} is damaged: {first_line(error)}") from None
+        root = Path(folder).resolve()
+        for inside in [*run.stores.values(), *(item.path for item in run.attributions.values())]:
+            if not (root / inside).resolve().is_relative_to(root):
+                raise RequestError(f"{path} names {inside!r}, which lies outside of the run's folder")
+        return run
