@@ -6,7 +6,6 @@ Every way to attribute yields an `Attribution`, so every evaluation and applicat
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.errors import RequestError, first_line, newer_format
+from datamodels.files import replacing
 
 if TYPE_CHECKING:
     import anndata
@@ -80,7 +80,9 @@ class Attribution:
             object.__setattr__(self, name, facts)
         if self.train_columns is not None:
             columns = np.asarray(self.train_columns, dtype=np.int64)
-            if columns.shape != (self.n_targets,) or (len(columns) and not 0 <= columns.min() <= columns.max() < self.n_train):
+            if columns.shape != (self.n_targets,) or (
+                len(columns) and not 0 <= columns.min() <= columns.max() < self.n_train
+            ):
                 raise RequestError("train_columns must name one training example per target")
             object.__setattr__(self, "train_columns", columns)
 
@@ -144,15 +146,11 @@ class Attribution:
         path = Path(path)
         if path.suffix != ".h5ad":
             raise RequestError(f"{str(path)!r} must end in .h5ad (for the classic layout use export_pt)")
-        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.h5ad")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.to_anndata().write_h5ad(temporary)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                self.to_anndata().write_h5ad(temporary)
         except OSError as error:
             raise RequestError(f"cannot write {str(path)!r}: {first_line(error)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     def to_anndata(self) -> anndata.AnnData:
@@ -167,7 +165,10 @@ class Attribution:
         obs = pd.DataFrame({"bias": self.bias}, index=[f"target_{i}" for i in range(self.n_targets)])
         var = pd.DataFrame(index=[f"train_{i}" for i in range(self.n_train)])
         data = anndata.AnnData(X=sparse.csr_matrix(matrix) if smaller_sparse else matrix, obs=obs, var=var)
-        for frame, multi, facts in ((data.obs, data.obsm, self.target_facts), (data.var, data.varm, self.train_facts)):
+        for frame, multi, facts in (
+            (data.obs, data.obsm, self.target_facts),
+            (data.var, data.varm, self.train_facts),
+        ):
             for key, value in facts.items():
                 (frame if value.ndim == 1 else multi)[key] = value
         if self.train_columns is not None:
@@ -232,12 +233,8 @@ class Attribution:
             "lam": torch.from_numpy(np.array(lam, dtype=np.float32)),
         }
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with replacing(path) as temporary:
             torch.save(content, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -251,7 +248,9 @@ class Attribution:
         except FileNotFoundError:
             raise RequestError(f"there is no file {str(path)!r}") from None
         except Exception as error:
-            raise RequestError(f"{str(path)!r} is not in the classic layout (weight, bias, lam): {first_line(error)}") from None
+            raise RequestError(
+                f"{str(path)!r} is not in the classic layout (weight, bias, lam): {first_line(error)}"
+            ) from None
         facts = {"lam": content["lam"].numpy()} if "lam" in content else {}
         return cls(
             weights=weight.float().numpy(),

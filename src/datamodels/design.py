@@ -22,9 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from datamodels.errors import RequestError
 
-Kind = Literal[
-    "fixed_size", "bernoulli", "grouped", "stratified", "antithetic", "leave_one_out", "explicit"
-]
+Kind = Literal["fixed_size", "bernoulli", "grouped", "stratified", "antithetic", "leave_one_out", "explicit"]
 Stream = Literal["mask", "init", "order", "task"]
 
 _STREAMS: dict[str, int] = {"mask": 0, "init": 1, "order": 2, "task": 3}
@@ -168,9 +166,7 @@ class Design:
         return cls._from_packed(packed, array.shape[1], len(array) * replicates, seed, replicates)
 
     @classmethod
-    def _from_packed(
-        cls, packed: NDArray[np.uint8], n_train: int, n_models: int, seed: int, replicates: int
-    ) -> Design:
+    def _from_packed(cls, packed: NDArray[np.uint8], n_train: int, n_models: int, seed: int, replicates: int) -> Design:
         digest = hashlib.sha256(f"{n_train}:".encode() + np.ascontiguousarray(packed).tobytes()).hexdigest()
         design = cls(
             n_train=n_train,
@@ -301,9 +297,7 @@ class Design:
             return cls(**data)
         if packed_masks is None:
             raise RequestError("an explicit design needs its masks to be read back")
-        design = cls._from_packed(
-            packed_masks, data["n_train"], data["n_models"], data["seed"], data["replicates"]
-        )
+        design = cls._from_packed(packed_masks, data["n_train"], data["n_models"], data["seed"], data["replicates"])
         if design.masks_sha256 != data.get("masks_sha256"):
             raise RequestError("the explicit masks are not those that the design was made from")
         return design
@@ -327,9 +321,7 @@ def _smallest(words: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def subsets_without_class(
-    masks: NDArray[np.bool_], labels: Sequence[Any] | NDArray[Any]
-) -> NDArray[np.int64]:
+def subsets_without_class(masks: NDArray[np.bool_], labels: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
     """Positions of the masks (k, n_train) whose subset has no example of some class of `labels`."""
     codes = np.asarray(_codes(np.asarray(labels)))
     if len(codes) != masks.shape[1]:

@@ -107,9 +107,7 @@ def _value(name: str, key: str, equals: str, value: str, tokens: list[str], mode
     return tokens.pop(0)
 
 
-def _merge_file(
-    options: Options, path: str, sections: Mapping[str, type[BaseModel]], foreign: bool
-) -> None:
+def _merge_file(options: Options, path: str, sections: Mapping[str, type[BaseModel]], foreign: bool) -> None:
     content = read_config_file(path)
     others = [name for name in content if name not in sections]
     options.config_files.append(path)

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datamodels.errors import RequestError, first_line, newer_format
+from datamodels.files import replacing
 
 FORMAT_VERSION = 1
 FILE = "run.json"
@@ -59,9 +59,8 @@ class Run(BaseModel):
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` in one step."""
         path = Path(folder) / FILE
-        temporary = path.with_name(f".{FILE}.{uuid.uuid4().hex}.tmp")
-        temporary.write_text(json.dumps(self.model_dump(), indent=1))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.model_dump(), indent=1))
         return path
 
     @classmethod

@@ -117,9 +117,7 @@ class Spec(BaseModel):
         return cls.model_validate(data)
 
 
-def check_rows(
-    fields: Mapping[str, KeySpec], values: Mapping[str, Any], n_rows: int
-) -> dict[str, NDArray[Any]]:
+def check_rows(fields: Mapping[str, KeySpec], values: Mapping[str, Any], n_rows: int) -> dict[str, NDArray[Any]]:
     """The values of `n_rows` rows as contiguous arrays of the schema's types.
 
     Parameters
@@ -159,7 +157,7 @@ def _check_value(key: str, field: KeySpec, value: Any, n_rows: int) -> NDArray[A
         raise RowError(f"{key!r} has shape {array.shape[1:]} in a row; the schema wants {field.shape}")
     if array.dtype.kind in "fc" and not field.allow_nonfinite and not np.isfinite(array).all():
         raise RowError(
-            f"{key!r} holds NaN or inf; set \"allow_nonfinite\": true for this key in the schema if that is meant"
+            f'{key!r} holds NaN or inf; set "allow_nonfinite": true for this key in the schema if that is meant'
         )
     with np.errstate(all="ignore"):
         cast = array.astype(want)
@@ -189,4 +187,3 @@ def _lost(array: NDArray[Any], cast: NDArray[Any]) -> Any:
             if source == "f":  # the largest integers round up to a float just outside of the range
                 bad |= array >= 2.0 ** (8 * cast.dtype.itemsize - (target == "i"))
     return array[bad].flat[0] if bad.any() else None
-

@@ -32,6 +32,4 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
 
     Fewer come back when fewer weights have that sign (the lasso sets most to 0).
     """
-    return Neighbours(
-        target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative")
-    )
+    return Neighbours(target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative"))

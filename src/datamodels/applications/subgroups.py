@@ -110,7 +110,9 @@ def subgroups(
         raise RequestError(f"labels have shape {truth.shape}; there are {attribution.n_targets} targets")
     if method == "kmeans" and n_clusters is None:
         if truth is None:
-            raise RequestError("k-means needs n_clusters (or labels to count); method='hdbscan' finds the number by itself")
+            raise RequestError(
+                "k-means needs n_clusters (or labels to count); method='hdbscan' finds the number by itself"
+            )
         n_clusters = len(np.unique(truth))
     embedding = embed(attribution, n_components)
     clusters = _cluster(embedding, n_clusters, method, seed)
@@ -134,7 +136,9 @@ def _cluster(embedding: NDArray[np.float64], n_clusters: int | None, method: str
             raise RequestError(f"n_clusters is {n_clusters}; it must be between 1 and the {len(embedding)} targets")
         return KMeans(n_clusters, n_init=20, random_state=seed).fit_predict(embedding).astype(np.int64)
     if method == "hdbscan":
-        return HDBSCAN(min_cluster_size=max(5, len(embedding) // 100), copy=True).fit_predict(embedding).astype(np.int64)
+        return (
+            HDBSCAN(min_cluster_size=max(5, len(embedding) // 100), copy=True).fit_predict(embedding).astype(np.int64)
+        )
     raise RequestError(f"method {method!r} is unknown; legal: kmeans, hdbscan")
 
 

@@ -27,6 +27,4 @@ def digits() -> Dataset:
     def split(part: slice) -> Split:
         return Split(x[part], (target[part] >= 5).astype(np.int64), target[part], images[part])
 
-    return Dataset(
-        "digits", split(slice(None, N_TRAIN)), split(slice(N_TRAIN, None)), ("0 to 4", "5 to 9"), "digit"
-    )
+    return Dataset("digits", split(slice(None, N_TRAIN)), split(slice(N_TRAIN, None)), ("0 to 4", "5 to 9"), "digit")

@@ -48,7 +48,9 @@ def _parts(models: int) -> list[_Part]:
     ]
 
 
-def run_demo(out: str | Path, *, models: int = MODELS, jobs: int | None = None, progress: bool = True) -> dict[str, Any]:
+def run_demo(
+    out: str | Path, *, models: int = MODELS, jobs: int | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Train, fit, judge and draw.
 
     Parameters
@@ -128,5 +130,7 @@ def _train(folder: Path, part: _Part, jobs: int | None, progress: bool) -> Store
         note(f"{part.name}: {part.n_models} networks, each on {part.alpha:.0%} of {len(data.train)} digits")
     summary = train(store, f"datamodels.demo.task:{part.task}", jobs=jobs, progress=progress)
     if not summary.ok:
-        raise CampaignError(f"{len(summary.failed)} networks failed; their logs are in {path / 'failures'}; run it again to retry")
+        raise CampaignError(
+            f"{len(summary.failed)} networks failed; their logs are in {path / 'failures'}; run it again to retry"
+        )
     return store

@@ -18,7 +18,14 @@ from datamodels.training.task import block_task
 
 HIDDEN = 32
 BATCH = 32
-RECIPE = {"hidden": HIDDEN, "batch_size": BATCH, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "schedule": "linear to 0"}
+RECIPE = {
+    "hidden": HIDDEN,
+    "batch_size": BATCH,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-3,
+    "schedule": "linear to 0",
+}
 EPOCHS = {"half": 15, "tenth": 25}
 
 
@@ -34,9 +41,7 @@ def tenth(indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design) 
     return {"margins": _train(indices, masks, design, EPOCHS["tenth"])}
 
 
-def _train(
-    indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design, epochs: int
-) -> NDArray[np.float64]:
+def _train(indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design, epochs: int) -> NDArray[np.float64]:
     """Train one network per row; returns margins (k, 497) on the test digits.
 
     The gradients of a two-layer network are written out: batched products of small matrices are all
@@ -77,7 +82,9 @@ def _initial(indices: NDArray[np.int64], design: Design) -> tuple[list[Any], lis
     """He-normal weights from each row's ``init`` stream, zero biases, zero momentum."""
     import torch
 
-    draws = np.stack([design.rng(int(i), "init").standard_normal(64 * HIDDEN + HIDDEN * 2, np.float32) for i in indices])
+    draws = np.stack(
+        [design.rng(int(i), "init").standard_normal(64 * HIDDEN + HIDDEN * 2, np.float32) for i in indices]
+    )
     k = len(indices)
     w1 = torch.from_numpy(draws[:, : 64 * HIDDEN].reshape(k, 64, HIDDEN) * np.float32(np.sqrt(2 / 64)))
     w2 = torch.from_numpy(draws[:, 64 * HIDDEN :].reshape(k, HIDDEN, 2) * np.float32(np.sqrt(1 / HIDDEN)))
@@ -85,9 +92,7 @@ def _initial(indices: NDArray[np.int64], design: Design) -> tuple[list[Any], lis
     return weights, [torch.zeros_like(weight) for weight in weights]
 
 
-def _orders(
-    indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design, epochs: int
-) -> NDArray[np.int64]:
+def _orders(indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design, epochs: int) -> NDArray[np.int64]:
     """The training examples of each row in the order it sees them, (k, epochs, subset size)."""
     orders = []
     for i, mask in zip(indices, masks, strict=True):

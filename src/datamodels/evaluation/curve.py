@@ -148,7 +148,9 @@ def _sizes(sizes: Sequence[int] | None, available: int) -> NDArray[np.int64]:
         sizes = sorted({available // 2**k for k in range(4) if available // 2**k >= 20})
     numbers = np.unique(np.asarray(sizes, dtype=np.int64))
     if not len(numbers) or numbers[0] < 2 or numbers[-1] > available:
-        raise RequestError(f"sizes are {list(sizes)}; they must be between 2 and the {available} rows that are not held out")
+        raise RequestError(
+            f"sizes are {list(sizes)}; they must be between 2 and the {available} rows that are not held out"
+        )
     return numbers
 
 

@@ -121,7 +121,9 @@ def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> P
     """
     sources: Sequence[Mapping[str, Any]] = attribution.provenance.get("sources", [])
     if not sources and not named:
-        raise RequestError("this attribution does not say which rows it was fitted on: name the rows to evaluate with rows")
+        raise RequestError(
+            "this attribution does not say which rows it was fitted on: name the rows to evaluate with rows"
+        )
     used = {entry["identity"]: np.asarray(entry["rows"], dtype=np.int64) for entry in sources}
     parts = []
     for part in problem.sources:
@@ -194,7 +196,10 @@ def _means_over_targets(resampled: NDArray[np.float64], seed: int) -> NDArray[np
 
 
 def _moments(
-    truth: NDArray[np.float64], prediction: NDArray[np.float64], valid: NDArray[np.bool_], defined: NDArray[np.bool_]
+    truth: NDArray[np.float64],
+    prediction: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    defined: NDArray[np.bool_],
 ) -> tuple[float, float]:
     """Mean Pearson correlation and mean R² over the targets that vary."""
     n = valid.sum(axis=0)[defined]
@@ -209,7 +214,7 @@ def _moments(
 
 def ceiling(problem: Problem, truth: NDArray[np.float64], valid: NDArray[np.bool_]) -> float | None:
     """√ρ, ρ the mean Spearman correlation between replicates; None with fewer than 10 replicated masks."""
-    numbers, position, per_mask = np.unique(problem.mask_numbers, return_inverse=True, return_counts=True)
+    _, position, per_mask = np.unique(problem.mask_numbers, return_inverse=True, return_counts=True)
     order = np.argsort(position, kind="stable")
     first = np.cumsum(per_mask) - per_mask
     correlations = []

@@ -108,7 +108,9 @@ def resampled_spearman(
     valid = np.ones(truth.shape, dtype=np.bool_) if valid is None else valid
     order_a, last_a = _sorted(truth, valid)
     order_b, last_b = _sorted(prediction, valid)
-    return _spearman(order_a, last_a, order_b, last_b, valid.sum(axis=0), np.ascontiguousarray(counts, dtype=np.float64))
+    return _spearman(
+        order_a, last_a, order_b, last_b, valid.sum(axis=0), np.ascontiguousarray(counts, dtype=np.float64)
+    )
 
 
 def unit_counts(units: NDArray[np.int64], draws: int, seed: int) -> NDArray[np.float64]:

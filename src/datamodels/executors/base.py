@@ -103,7 +103,13 @@ def trace_of(error: BaseException) -> str:
 
 def one_thread(threads: int) -> dict[str, str]:
     """Environment that keeps numerical libraries to a number of threads."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    )
     return {name: str(threads) for name in names}
 
 

@@ -5,6 +5,7 @@ Workers hear of their driver's death by the end of a pipe, so none outlives it.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -60,7 +61,9 @@ class LocalExecutor(Executor):
         Threads of torch and BLAS in each worker.
     """
 
-    def __init__(self, runner: Runner, *, jobs: int | None = None, timeout: float | None = None, threads: int = 1) -> None:
+    def __init__(
+        self, runner: Runner, *, jobs: int | None = None, timeout: float | None = None, threads: int = 1
+    ) -> None:
         if jobs is not None and jobs < 1:
             raise RequestError(f"jobs is {jobs}; give 1 or more (executor='inline' runs in this process)")
         if timeout is not None and timeout <= 0:
@@ -120,10 +123,8 @@ class LocalExecutor(Executor):
         worker = next(worker for worker in self._workers if not worker.pending)
         worker.pending = list(rows)
         worker.since = time.monotonic()
-        try:
+        with contextlib.suppress(OSError):  # it died; `poll` finds out and reports
             worker.pipe.send(list(rows))
-        except OSError:
-            pass  # it died; `poll` finds out and reports
 
     def poll(self, wait_seconds: float) -> list[RowOutcome]:
         pipes = {worker.pipe: worker for worker in self._workers}
@@ -208,7 +209,9 @@ def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> 
             rows = pipe.recv()
             if broken is not None:
                 for row in rows:
-                    pipe.send(RowOutcome(row, "failed", text=f"the task could not be loaded in a worker process:\n{broken}"))
+                    pipe.send(
+                        RowOutcome(row, "failed", text=f"the task could not be loaded in a worker process:\n{broken}")
+                    )
                 continue
             for outcome in runner(rows):
                 pipe.send(outcome)
@@ -218,8 +221,6 @@ def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> 
 
 def _end_with_driver(alive: Connection) -> None:
     """Wait until the driver's end of the pipe is closed, by the driver or by its death."""
-    try:
+    with contextlib.suppress(EOFError, OSError):
         alive.recv()
-    except (EOFError, OSError):
-        pass
     os._exit(0)

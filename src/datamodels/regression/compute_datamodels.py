@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for section, names in _UNUSED.items():
             for name in names:
                 if name in given.values[section]:
-                    print(f"note: {section}.{name} has no effect: the solver is exact and has no such setting", file=sys.stderr)
+                    print(
+                        f"note: {section}.{name} has no effect: the solver is exact and has no such setting",
+                        file=sys.stderr,
+                    )
         out = compute_datamodels(sections["data"], sections["cfg"])
     except Exception as error:
         options.fail(error)
@@ -82,7 +85,9 @@ def compute_datamodels(data: Data, config: Config) -> Path:
     out = Path(config.out_dir)
     taken = [name for name in ("datamodels.pt", "regularization_path", "final_lambda") if (out / name).exists()]
     if taken:
-        raise RequestError(f"{str(out)!r} has results already ({', '.join(taken)}): choose another cfg.out_dir, or move them away")
+        raise RequestError(
+            f"{str(out)!r} has results already ({', '.join(taken)}): choose another cfg.out_dir, or move them away"
+        )
     problem = _read(data)
     wanted = data.num_train + data.num_val
     if wanted > problem.n_rows:
@@ -127,7 +132,11 @@ def _write(attribution: Attribution, out: Path) -> None:
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
     try:
         for folder, names in {
-            "regularization_path": {"lambdas": "path_lam", "val_error": "path_val_error", "n_nonzero": "path_n_nonzero"},
+            "regularization_path": {
+                "lambdas": "path_lam",
+                "val_error": "path_val_error",
+                "n_nonzero": "path_n_nonzero",
+            },
             "final_lambda": {"lambda": "lam", "val_r2": "val_r2", "n_nonzero": "n_nonzero", "gap": "gap"},
         }.items():
             (temporary / folder).mkdir(parents=True)

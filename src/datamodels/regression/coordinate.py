@@ -189,7 +189,18 @@ def select_path(  # type: ignore[no-untyped-def]
         for i in range(k_lams):
             sse = 0.0
             for s in range(splits):
-                _solve(gram[s], diagonal[s], q[s, k], y_var[s, k], lams[k, i], l1_ratio, tol, max_sweeps, w[s], r[s])
+                _solve(
+                    gram[s],
+                    diagonal[s],
+                    q[s, k],
+                    y_var[s, k],
+                    lams[k, i],
+                    l1_ratio,
+                    tol,
+                    max_sweeps,
+                    w[s],
+                    r[s],
+                )
                 sse += _validation_error(
                     w[s], inverse_scale[s], mean[s], y_mean[s, k], val_gram[s], val_sum_x[s], val_xty[s, k],
                     val_count[s], val_sum_y[s, k], val_yty[s, k], intercept,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from datamodels.errors import RequestError, first_line, newer_format
+from datamodels.files import replacing
 
 FORMAT_VERSION = 1
 _META = "meta.json"
@@ -30,10 +30,8 @@ def write(
     meta: dict[str, Any],
 ) -> None:
     """Write arrays given as name -> (shape, dtype, chunks of rows), replacing `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
             for name, (shape, dtype, chunks) in arrays.items():
                 header = io.BytesIO()
                 description = {"shape": shape, "fortran_order": False, "descr": npy_format.dtype_to_descr(dtype)}
@@ -43,11 +41,8 @@ def write(
                     for chunk in chunks:
                         member.write(np.ascontiguousarray(chunk, dtype=dtype).tobytes())
             archive.writestr(_META, json.dumps({"format_version": FORMAT_VERSION, **meta}))
-        temporary.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write {str(path)!r}: {first_line(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -55,7 +50,9 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             meta = json.loads(archive.read(_META))
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename != _META}
+            members = {
+                info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename != _META
+            }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise RequestError(
             f"{str(path)!r} is neither a store nor a file of datamodels.regression.write_dataset: {first_line(error)}"

@@ -144,7 +144,7 @@ class Lasso(ElasticNet):
     """Lasso: `ElasticNet` with ρ = 1, the estimator of Ilyas et al. 2022 (arXiv:2202.00622)."""
 
     name: ClassVar[str] = "lasso"
-    l1_ratio: Literal[1, 1.0] = 1.0
+    l1_ratio: Annotated[float, Field(ge=1, le=1)] = 1.0
 
 
 @validated(frozen=True, config=_CONFIG)

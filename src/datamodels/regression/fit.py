@@ -163,10 +163,7 @@ def _fit_out_of_mask(problem: Problem, estimator: Estimator, progress: bool) -> 
     return Solution(
         np.concatenate([solution.weights for solution in solutions], axis=1),
         np.concatenate([solution.bias for solution in solutions]),
-        {
-            name: np.concatenate([solution.facts[name] for solution in solutions])
-            for name in solutions[0].facts
-        },
+        {name: np.concatenate([solution.facts[name] for solution in solutions]) for name in solutions[0].facts},
     )
 
 

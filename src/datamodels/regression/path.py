@@ -149,17 +149,16 @@ def _select(
     y_mean = [fit.y_mean if intercept else -fit.shift for fit in fits]
     results = []
     for part in _batches(len(lams)):
-        results.append(
-            coordinate.select_path(
-                gram, diagonal, np.stack([fit.q[part] for fit in fits]), np.stack([fit.y_var[part] for fit in fits]),
-                inverse_scale, mean, np.stack([y[part] for y in y_mean]), intercept,
-                val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
-                np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
-                np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS, _PATIENCE,
-            )  # fmt: skip
-        )
+        found = coordinate.select_path(
+            gram, diagonal, np.stack([fit.q[part] for fit in fits]), np.stack([fit.y_var[part] for fit in fits]),
+            inverse_scale, mean, np.stack([y[part] for y in y_mean]), intercept,
+            val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
+            np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
+            np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS, _PATIENCE,
+        )  # fmt: skip
+        results.append(found)
         if progress:
-            progress(len(results[-1][0]))
+            progress(len(found[0]))
     columns = zip(*results, strict=True)
     errors, n_nonzero, chosen, start = (np.concatenate(column) for column in columns)
     return errors, n_nonzero, chosen, start

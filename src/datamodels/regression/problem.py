@@ -55,7 +55,9 @@ class Source:
         rows = np.flatnonzero(store.completed()).astype(np.int64)
         n_train = store.masks(0, 0, key=masks_key).shape[1:]
         if len(n_train) != 1:
-            raise RequestError(f"the key {masks_key!r} has shape {n_train} per row; masks are one entry per train example")
+            raise RequestError(
+                f"the key {masks_key!r} has shape {n_train} per row; masks are one entry per train example"
+            )
         return cls(
             identity=store.identity,
             masks=lambda start, stop: store.masks(start, stop, key=masks_key),
@@ -183,7 +185,9 @@ class Problem:
                 )
         identities = [part.identity for part in sources]
         if len(set(identities)) != len(identities):
-            raise RequestError("the same rows were given twice: two of the stores have the same design (merge them instead)")
+            raise RequestError(
+                "the same rows were given twice: two of the stores have the same design (merge them instead)"
+            )
         if not sum(len(part.rows) for part in sources):
             raise RequestError("there are no completed rows to read; train some first, or look at the rows you named")
         total = int(np.prod(first.outputs.shape[1:], dtype=np.int64))

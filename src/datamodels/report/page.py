@@ -62,7 +62,16 @@ def render(page: Page) -> str:
     parts = {
         "title": escape(page.title),
         "style": static.joinpath("page.css").read_text() + _sheet_css(sheets),
-        "body": "\n".join([_verdict(page), _facts(page), _scores(page), _neighbours(page, sheets), _map(page), _clusters(page)]),
+        "body": "\n".join(
+            [
+                _verdict(page),
+                _facts(page),
+                _scores(page),
+                _neighbours(page, sheets),
+                _map(page),
+                _clusters(page),
+            ]
+        ),
         "data": json.dumps(_data(page, sheets), allow_nan=False).replace("</", "<\\/"),
         "plotly": get_plotlyjs(),
         "script": static.joinpath("page.js").read_text(),
@@ -87,7 +96,11 @@ def _verdict(page: Page) -> str:
     if best is None:
         return ""
     low, high = best.lds_ci
-    ceiling = f" The best that is possible against noisy single runs is about {best.lds_ceiling:.2f}." if best.lds_ceiling else ""
+    ceiling = (
+        f" The best that is possible against noisy single runs is about {best.lds_ceiling:.2f}."
+        if best.lds_ceiling
+        else ""
+    )
     return (
         f"<p class=verdict>On {best.n_models:,} models that it has never seen, the {escape(name)} datamodel predicts the order of "
         f"outputs with a rank correlation of <b>{best.lds:.3f}</b> (95&nbsp;% interval {low:.3f} to {high:.3f}).{ceiling}</p>"
@@ -190,17 +203,21 @@ def _clusters(page: Page) -> str:
             f"<b>{groups.ari:.3f}</b> (NMI {groups.nmi:.3f})"
         )
         if groups.ari_baseline is not None:
-            agreement += f"; the same pipeline on raw features reaches {groups.ari_baseline:.3f} (NMI {groups.nmi_baseline:.3f})"
+            agreement += (
+                f"; the same pipeline on raw features reaches {groups.ari_baseline:.3f} (NMI {groups.nmi_baseline:.3f})"
+            )
         agreement += ".</p>"
     labelled = page.labels is not None
     head = f"<th>commonest {escape(page.labels_name)}<th>share" if labelled else ""
     rows = ""
     for row in groups.table(page.labels):
-        more = f"<td>{escape(str(row['label']))}<td><meter value={row['share']:.3f}></meter> {row['share']:.0%}" if labelled else ""
+        more = (
+            f"<td>{escape(str(row['label']))}<td><meter value={row['share']:.3f}></meter> {row['share']:.0%}"
+            if labelled
+            else ""
+        )
         rows += f"<tr><th>{row['cluster']}<td>{row['size']}{more}"
-    return (
-        f"<section><h2>Subgroups</h2>{agreement}<table><thead><tr><th>cluster<th>targets{head}<tbody>{rows}</table></section>"
-    )
+    return f"<section><h2>Subgroups</h2>{agreement}<table><thead><tr><th>cluster<th>targets{head}<tbody>{rows}</table></section>"
 
 
 def _data(page: Page, sheets: dict[str, Sheet | None]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.curve import Curve, curve
 from datamodels.evaluation.lds import LDS, lds
+from datamodels.files import replacing
 from datamodels.regression.fit import resolve
 from datamodels.regression.problem import OUTPUTS
 from datamodels.report.page import Examples, Page, render
@@ -49,7 +49,9 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
     growth = None
     if item.test is not None:
         estimator = resolve(attributions[name].provenance["estimator"]["name"])
-        growth = curve(folder / run.stores[item.store], estimator, test=folder / run.stores[item.test], progress=progress)
+        growth = curve(
+            folder / run.stores[item.store], estimator, test=folder / run.stores[item.test], progress=progress
+        )
     data = datasets.load(run.dataset) if run.dataset else None
     hidden = data.test.hidden if data else None
     groups = subgroups(
@@ -127,13 +129,10 @@ def _results(scores: dict[str, LDS], growth: Curve | None, groups: Subgroups | N
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RequestError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 

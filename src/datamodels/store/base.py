@@ -7,8 +7,7 @@ import importlib
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,53 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.design import Design
 from datamodels.errors import RequestError, RowError
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
+from datamodels.store.records import Merged, Status, Verified
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a store is. ``seconds_left`` and ``rows_per_second`` are None when no campaign runs."""
-
-    models: int
-    completed: int
-    failed: int
-    pending: int
-    rows_per_second: float | None = None
-    seconds_left: float | None = None
-    failed_rows: list[int] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What `Store.verify` found: rows that are marked complete and whose bytes are not what was written."""
-
-    checked: int
-    bad_rows: list[int]
-    has_checksums: bool
-
-    @property
-    def ok(self) -> bool:
-        return not self.bad_rows
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What `Store.merge` did, as lists of rows."""
-
-    copied: list[int]
-    already_there: list[int]
-    conflicting: list[int]
-    bad_in_source: list[int]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Store(ABC):
@@ -161,9 +116,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def _create(
-        cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None
-    ) -> Store: ...
+    def _create(cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None) -> Store: ...
 
     @classmethod
     @abstractmethod
@@ -251,9 +204,7 @@ class Store(ABC):
         return self._write_rows(index, ready, overwrite)
 
     @abstractmethod
-    def _write_rows(
-        self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool
-    ) -> list[int]: ...
+    def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]: ...
 
     def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
         """`values` with the design's masks, after a look at those that the task returned."""
@@ -325,10 +276,10 @@ class Store(ABC):
             values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
             for position, row in enumerate(rows):
                 one = {key: value[position] for key, value in values.items()}
-                if sums is not None and row_checksum(int(row), one) != int(sums[row]):
-                    bad.append(int(row))
-                elif self.design is not None and MASKS in one and not np.array_equal(
-                    one[MASKS], self.design.mask(int(row))
+                if (sums is not None and row_checksum(int(row), one) != int(sums[row])) or (
+                    self.design is not None
+                    and MASKS in one
+                    and not np.array_equal(one[MASKS], self.design.mask(int(row)))
                 ):
                     bad.append(int(row))
         return Verified(checked=len(done), bad_rows=bad, has_checksums=sums is not None)
@@ -363,7 +314,9 @@ class Store(ABC):
         copied: list[int] = []
         conflicting = []
         for row in rows[done[rows]]:
-            same = all(np.array_equal(here(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k))) for k in self.keys)
+            same = all(
+                np.array_equal(here(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k))) for k in self.keys
+            )
             if not same:
                 conflicting.append(int(row))
         wanted = np.array([row for row in rows[~done[rows]] if row not in bad], dtype=np.int64)
@@ -405,15 +358,6 @@ def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
     return crc
 
 
-def runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Stretches of consecutive numbers in a sorted array, as positions (start, stop)."""
-    if not len(rows):
-        return
-    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    edges = [0, *cuts.tolist(), len(rows)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
-
-
 def _floating(field: KeySpec) -> bool:
     return field.numpy_dtype.kind in "fc"
 
@@ -430,7 +374,9 @@ def _check_design(spec: Spec, design: Design | None) -> None:
     if design.n_models != spec.num_models:
         raise RequestError(f"the spec has {spec.num_models} models and the design {design.n_models}")
     if masks is not None and masks.shape != (design.n_train,):
-        raise RequestError(f"'masks' has shape {masks.shape} in the schema; the design has {design.n_train} train examples")
+        raise RequestError(
+            f"'masks' has shape {masks.shape} in the schema; the design has {design.n_train} train examples"
+        )
     if masks is not None and masks.dtype not in ("bool", "uint8"):
         raise RequestError(f"'masks' has dtype {masks.dtype} in the schema; with a design it must be bool or uint8")
 
@@ -440,4 +386,3 @@ def _check_labels(labels: ArrayLike, design: Design | None) -> NDArray[np.int64]
     if design is not None and len(codes) != design.n_train:
         raise RequestError(f"labels has {len(codes)} entries; the design has {design.n_train} train examples")
     return codes
-

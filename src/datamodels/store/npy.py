@@ -7,29 +7,34 @@ neighbour's bytes are never touched.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
-import io
 import json
 import os
-import struct
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line, newer_format
 from datamodels.spec import CHECKSUM, COMPLETED, Spec
-from datamodels.store.base import FORMAT_VERSION, Store, row_checksum, runs
+from datamodels.store.array import (
+    RowArray,
+    allocate,
+    flush,
+    locked,
+    npy_bytes,
+    opened,
+    pwrite,
+    remove,
+    runs,
+    sync_folder,
+    write_atomically,
+)
+from datamodels.store.base import FORMAT_VERSION, Store, row_checksum
 from datamodels.version import versions
 
 _META = "store.json"
@@ -38,63 +43,16 @@ _LABELS = "_labels.npy"
 _EXTEND_LOCK = 1 << 60
 
 
-@dataclass(frozen=True)
-class _Array:
-    """One ``.npy`` file: where its rows lie."""
-
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def row_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-
-    @classmethod
-    def read(cls, path: Path) -> _Array:
-        """Parse the header.
-
-        Raises
-        ------
-        CorruptStoreError
-            when the file is missing, is no plain ``.npy`` file, or is in Fortran order.
-        """
-        try:
-            with path.open("rb") as file:
-                version = npy_format.read_magic(file)
-                reader = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-                shape, fortran, dtype = reader(file)
-                offset = file.tell()
-        except FileNotFoundError:
-            raise CorruptStoreError(f"{path} is missing from the store") from None
-        except (ValueError, OSError) as error:
-            raise CorruptStoreError(f"{path} is not a readable .npy file: {first_line(error)}") from None
-        if fortran and len(shape) > 1:
-            raise CorruptStoreError(f"{path} is in Fortran order; a store has one row after the other")
-        if not shape or dtype.kind not in "biufc":
-            raise CorruptStoreError(f"{path} holds {dtype} of shape {shape}; a store holds rows of numbers")
-        return cls(path, offset, shape, dtype)
-
-    def check_size(self, rows: int) -> None:
-        need, have = self.offset + rows * self.row_bytes, self.path.stat().st_size
-        if have < need:
-            raise CorruptStoreError(
-                f"{self.path} is truncated: {have} bytes, {rows} rows need {need}; restore it from a copy"
-            )
-
-    def memmap(self, rows: int) -> NDArray[Any]:
-        shape = (rows, *self.shape[1:])
-        if 0 in shape:
-            return np.empty(shape, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", self.offset, shape)
-
-
 class NpyStore(Store):
     """A `Store` in a local folder. Make one with `Store.create`, open one with `Store.open`."""
 
     def __init__(
-        self, path: Path, spec: Spec, design: Design | None, arrays: dict[str, _Array], meta: dict[str, Any] | None
+        self,
+        path: Path,
+        spec: Spec,
+        design: Design | None,
+        arrays: dict[str, RowArray],
+        meta: dict[str, Any] | None,
     ) -> None:
         self.path = path
         self.spec = spec
@@ -108,22 +66,26 @@ class NpyStore(Store):
     def _create(cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None) -> Store:
         for name in (_META, f"{COMPLETED}.npy"):
             if (path / name).exists():
-                raise StoreError(f"a store exists at {str(path)!r}: open it, or choose another folder; nothing was changed")
+                raise StoreError(
+                    f"a store exists at {str(path)!r}: open it, or choose another folder; nothing was changed"
+                )
         made: list[Path] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
             cls._create_files(path, spec, design, labels, made)
         except FileExistsError as error:
-            _remove(made)
+            remove(made)
             raise StoreError(
                 f"{error.filename} exists already: a creation was interrupted or is under way; "
                 "remove the folder if nobody is at it, or choose another; nothing was changed"
             ) from None
         except BaseException as error:
-            _remove(made)
+            remove(made)
             if not isinstance(error, OSError):
                 raise
-            raise StoreError(f"cannot create a store at {str(path)!r}: {first_line(error)}; nothing was left behind") from None
+            raise StoreError(
+                f"cannot create a store at {str(path)!r}: {first_line(error)}; nothing was left behind"
+            ) from None
         return cls._open(path)
 
     @classmethod
@@ -132,13 +94,13 @@ class NpyStore(Store):
     ) -> None:
         rows = spec.num_models
         for key, field in spec.fields.items():
-            _allocate(path / f"{key}.npy", (rows, *field.shape), field.numpy_dtype, made)
-        _allocate(path / f"{CHECKSUM}.npy", (rows,), np.dtype(np.uint32), made)
+            allocate(path / f"{key}.npy", (rows, *field.shape), field.numpy_dtype, made)
+        allocate(path / f"{CHECKSUM}.npy", (rows,), np.dtype(np.uint32), made)
         extra = {_DESIGN_MASKS: design.packed_masks if design else None, _LABELS: labels}
         for name, array in extra.items():
             if array is not None:
                 made.append(path / name)
-                _write_atomically(path / name, _npy_bytes(array))
+                write_atomically(path / name, npy_bytes(array))
         meta = {
             "format": "datamodels-store",
             "format_version": FORMAT_VERSION,
@@ -149,14 +111,20 @@ class NpyStore(Store):
         made.append(path / _META)
         _write_meta(path, meta, spec, design)
         # Last, since a folder without it is no store.
-        _allocate(path / f"{COMPLETED}.npy", (rows,), np.dtype(np.bool_), made)
-        _sync_folder(path)
+        allocate(path / f"{COMPLETED}.npy", (rows,), np.dtype(np.bool_), made)
+        sync_folder(path)
 
     @classmethod
     def _open(cls, path: Path) -> Store:
         if not (path / f"{COMPLETED}.npy").is_file():
-            part = " (its creation was interrupted: remove the folder and create it again)" if (path / _META).is_file() else ""
-            raise StoreError(f"there is no store at {str(path)!r}{part}; create one with `datamodels init` or Store.create")
+            part = (
+                " (its creation was interrupted: remove the folder and create it again)"
+                if (path / _META).is_file()
+                else ""
+            )
+            raise StoreError(
+                f"there is no store at {str(path)!r}{part}; create one with `datamodels init` or Store.create"
+            )
         if not (path / _META).exists():
             return cls._open_classic(path)
         meta = _read_meta(path)
@@ -165,7 +133,7 @@ class NpyStore(Store):
             design = _read_design(path, meta.get("design"))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStoreError(f"{path / _META} is damaged: {first_line(error)}") from None
-        arrays = {name: _Array.read(path / f"{name}.npy") for name in [*spec.fields, CHECKSUM, COMPLETED]}
+        arrays = {name: RowArray.read(path / f"{name}.npy") for name in [*spec.fields, CHECKSUM, COMPLETED]}
         for key, field in spec.fields.items():
             found = arrays[key]
             if found.shape[1:] != field.shape or found.dtype.newbyteorder("=") != field.numpy_dtype:
@@ -180,15 +148,19 @@ class NpyStore(Store):
     @classmethod
     def _open_classic(cls, path: Path) -> Store:
         """A folder of the original library: no ``store.json``, no checksums."""
-        arrays = {COMPLETED: _Array.read(path / f"{COMPLETED}.npy")}
+        arrays = {COMPLETED: RowArray.read(path / f"{COMPLETED}.npy")}
         rows = arrays[COMPLETED].shape[0]
         for file in sorted(path.glob("*.npy")):
             if not file.name.startswith("_"):
-                array = _Array.read(file)
+                array = RowArray.read(file)
                 if array.shape[0] == rows:
                     arrays[file.stem] = array
         schema = {
-            key: {"shape": array.shape[1:], "dtype": array.dtype.newbyteorder("=").name, "allow_nonfinite": False}
+            key: {
+                "shape": array.shape[1:],
+                "dtype": array.dtype.newbyteorder("=").name,
+                "allow_nonfinite": False,
+            }
             for key, array in arrays.items()
             if key != COMPLETED
         }
@@ -223,7 +195,10 @@ class NpyStore(Store):
         values = {key: value[order] for key, value in values.items()}
         flags = self._arrays[COMPLETED]
         try:
-            with _opened(flags.path) as fd, _locked(fd, [(flags.offset + int(rows[a]), b - a) for a, b in runs(rows)]):
+            with (
+                opened(flags.path) as fd,
+                locked(fd, [(flags.offset + int(rows[a]), b - a) for a, b in runs(rows)]),
+            ):
                 done = np.array([os.pread(fd, 1, flags.offset + int(row)) != b"\0" for row in rows], dtype=np.bool_)
                 if overwrite and done.any():
                     self._mark(fd, rows[done], False)
@@ -243,44 +218,37 @@ class NpyStore(Store):
         """Data, flush, checksum, flush."""
         stored = {key: np.ascontiguousarray(value, dtype=self._arrays[key].dtype) for key, value in values.items()}
         for key, value in stored.items():
-            self._write_array(self._arrays[key], rows, value)
+            self._arrays[key].write(rows, value)
         if CHECKSUM in self._arrays:
             sums = [
                 row_checksum(int(row), {key: value[i] for key, value in stored.items()}) for i, row in enumerate(rows)
             ]
-            self._write_array(self._arrays[CHECKSUM], rows, np.array(sums, dtype=np.uint32))
-
-    @staticmethod
-    def _write_array(array: _Array, rows: NDArray[np.int64], value: NDArray[Any]) -> None:
-        with _opened(array.path) as fd:
-            for start, stop in runs(rows):
-                _pwrite(fd, value[start:stop].tobytes(), array.offset + int(rows[start]) * array.row_bytes)
-            _flush(fd)
+            self._arrays[CHECKSUM].write(rows, np.array(sums, dtype=np.uint32))
 
     def _mark(self, fd: int, rows: NDArray[np.int64], done: bool) -> None:
         byte = b"\1" if done else b"\0"
         for start, stop in runs(rows):
-            _pwrite(fd, byte * (stop - start), self._arrays[COMPLETED].offset + int(rows[start]))
-        _flush(fd)
+            pwrite(fd, byte * (stop - start), self._arrays[COMPLETED].offset + int(rows[start]))
+        flush(fd)
 
     def extend(self, k: int) -> None:
         if k < 1:
             raise RequestError(f"cannot extend by {k} models; give 1 or more")
         flags = self._arrays[COMPLETED]
         try:
-            with _opened(flags.path) as fd, _locked(fd, [(_EXTEND_LOCK, 1)]):
+            with opened(flags.path) as fd, locked(fd, [(_EXTEND_LOCK, 1)]):
                 self._reload()  # another process may have extended in the meantime
                 rows = self.n_models + k
                 spec = self.spec.model_copy(update={"num_models": rows})
                 design = self.design.with_models(rows) if self.design else None
                 names = [*spec.fields, *([CHECKSUM] if CHECKSUM in self._arrays else []), COMPLETED]
-                headers = {name: self._grown_header(self._arrays[name], rows) for name in names}
+                headers = {name: self._arrays[name].grown_header(rows) for name in names}
                 for name in names:
-                    self._grow(self._arrays[name], rows)
+                    self._arrays[name].grow(rows)
                 for name in names:
-                    with _opened(self._arrays[name].path) as file:
-                        _pwrite(file, headers[name], 0)
-                        _flush(file)
+                    with opened(self._arrays[name].path) as file:
+                        pwrite(file, headers[name], 0)
+                        flush(file)
                 if self._meta is not None:
                     _write_meta(self.path, self._meta, spec, design)
         except OSError as error:
@@ -294,26 +262,12 @@ class NpyStore(Store):
         assert isinstance(fresh, NpyStore)
         self.__dict__.update(fresh.__dict__)
 
-    @staticmethod
-    def _grown_header(array: _Array, rows: int) -> bytes:
-        header = _header((rows, *array.shape[1:]), array.dtype)
-        if len(header) > array.offset:
-            raise StoreError(f"{array.path} has no room for a longer header; copy it into a new store with merge")
-        body = header[:-1].ljust(array.offset - 1) + b"\n"
-        return body[:8] + struct.pack("<H", array.offset - 10) + body[10:]
-
-    @staticmethod
-    def _grow(array: _Array, rows: int) -> None:
-        with _opened(array.path) as fd:
-            _reserve(fd, array.offset + rows * array.row_bytes)
-            _flush(fd)
-
     # -- failures and heartbeats ----------------------------------------------------------------------
 
     def record_failure(self, row: int, text: str) -> Path:
         file = self.path / "failures" / f"{row}.log"
         file.parent.mkdir(exist_ok=True)
-        _write_atomically(file, text.encode())
+        write_atomically(file, text.encode())
         return file
 
     def failures(self) -> dict[int, Path]:
@@ -329,120 +283,11 @@ class NpyStore(Store):
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
         folder = self.path / "campaigns"
         folder.mkdir(exist_ok=True)
-        _write_atomically(folder / f"{name}.json", json.dumps(beat).encode(), sync=False)
+        write_atomically(folder / f"{name}.json", json.dumps(beat).encode(), sync=False)
 
     def campaigns(self) -> list[dict[str, Any]]:
         folder = self.path / "campaigns"
         return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-
-
-# -- files ----------------------------------------------------------------------------------------------
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    npy_format.write_array_header_1_0(
-        buffer, {"shape": shape, "fortran_order": False, "descr": npy_format.dtype_to_descr(dtype)}
-    )
-    return buffer.getvalue()
-
-
-def _npy_bytes(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], made: list[Path]) -> None:
-    """Make a ``.npy`` file of zeros with all of its blocks reserved; refuses what exists."""
-    header = _header(shape, dtype)
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-    made.append(path)
-    try:
-        _reserve(fd, len(header) + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        _pwrite(fd, header, 0)
-        _flush(fd)
-    finally:
-        os.close(fd)
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Grow a file to `size` bytes that are really there, so that later writes cannot run out of disk."""
-    have = os.fstat(fd).st_size
-    if have >= size:
-        return
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, have, size - have)
-        return
-    block = bytes(1 << 20)
-    for start in range(have, size, len(block)):
-        _pwrite(fd, block[: size - start], start)
-
-
-def _pwrite(fd: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, position)
-        view, position = view[written:], position + written
-
-
-_flush = getattr(os, "fdatasync", os.fsync)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _locked(fd: int, ranges: list[tuple[int, int]]) -> Iterator[None]:
-    """Hold byte ranges of a file against other writers; freed when the file is closed or the process dies.
-
-    Ranges are taken in ascending order, so two writers cannot wait for each other. File systems
-    without locks are written without: then the user gives each row to one writer.
-    """
-    command = getattr(fcntl, "F_OFD_SETLKW", fcntl.F_SETLKW)
-    for start, length in ranges:
-        try:
-            fcntl.fcntl(fd, command, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-    yield
-
-
-def _write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(files: list[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-# -- store.json -----------------------------------------------------------------------------------------
 
 
 def _digest(spec: dict[str, Any], design: dict[str, Any] | None) -> str:
@@ -452,8 +297,8 @@ def _digest(spec: dict[str, Any], design: dict[str, Any] | None) -> str:
 def _write_meta(path: Path, meta: dict[str, Any], spec: Spec, design: Design | None) -> None:
     parts = (spec.to_dict(), design.to_dict() if design else None)
     full = {**meta, "spec": parts[0], "design": parts[1], "digest": _digest(*parts)}
-    _write_atomically(path / _META, json.dumps(full, indent=1).encode())
-    _sync_folder(path)
+    write_atomically(path / _META, json.dumps(full, indent=1).encode())
+    sync_folder(path)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def arguments_of(function: Function) -> tuple[bool, tuple[str, ...]]:
     named = [p.name for p in parameters if p.name in known and p.kind is not p.POSITIONAL_ONLY]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         named += [name for name in (known[0], "logdir") if name not in named]
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in known]
+    by_position = [
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in known
+    ]
     first = known[0] not in named and bool(by_position)
     unknown = [p.name for p in by_position[1 if first else 0 :] if p.default is p.empty]
     unknown += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in known]
@@ -139,7 +141,7 @@ class TaskRunner:
         yield from (RowOutcome(row, "there") for row in rows if done[row])
         missing = [row for row in rows if not done[row]]
         if missing:
-            yield from self._run_block(store, missing) if self.whole_blocks else self._run_rows(store, missing)
+            yield from (self._run_block(store, missing) if self.whole_blocks else self._run_rows(store, missing))
 
     def _run_rows(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
         """One row after the other; results are written a few at a time."""

@@ -104,7 +104,9 @@ def _find_main(name: str) -> Any:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise RequestError(f"--worker.main_import: there is no module {name!r} in {os.getcwd()} or installed") from None
+            raise RequestError(
+                f"--worker.main_import: there is no module {name!r} in {os.getcwd()} or installed"
+            ) from None
         raise
     function = getattr(module, "main", None)
     if not callable(function):
@@ -124,7 +126,11 @@ def _limit(seconds: float, index: int) -> None:
 
     def watch() -> None:
         if not _finished.wait(seconds):
-            print(f"error: row {index} was not written: it took longer than {seconds:g} seconds", file=sys.stderr, flush=True)
+            print(
+                f"error: row {index} was not written: it took longer than {seconds:g} seconds",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,56 @@
+# Two promises: `make demo` and `make test` work after a clone, with Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+SOURCES := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed.stamp: $(SOURCES) | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/installed.stamp
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/test.stamp
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed.stamp  ## Install into .venv
+
+demo: install  ## Thousands of networks on digits, datamodels, proof, and a page
+	$(BIN)/datamodels demo --out runs/demo
+
+test: $(VENV)/test.stamp  ## Run the tests
+	$(PYTEST) -m 'not slow and not browser'
+
+test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chromium and parallel)
+	$(PYTEST) -m 'slow or browser'
+
+lint: $(VENV)/dev.stamp  ## ruff, mypy, import layers
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp  ## Format the code
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: install  ## Measure speed; see benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/spine.py
+
+clean:  ## Remove what was built; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,51 @@
+"""What a store says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a store is. ``seconds_left`` and ``rows_per_second`` are None when no campaign runs."""
+
+    models: int
+    completed: int
+    failed: int
+    pending: int
+    rows_per_second: float | None = None
+    seconds_left: float | None = None
+    failed_rows: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `Store.verify` found: rows that are marked complete and whose bytes are not what was written."""
+
+    checked: int
+    bad_rows: list[int]
+    has_checksums: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.bad_rows
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `Store.merge` did, as lists of rows."""
+
+    copied: list[int]
+    already_there: list[int]
+    conflicting: list[int]
+    bad_in_source: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
