@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -40,11 +41,15 @@ def resolve_dtype(name: Any) -> str:
     """The canonical name of a numeric NumPy scalar type, old spellings included."""
     text = name if isinstance(name, str) else np.dtype(name).name
     text = _OLD_SPELLINGS.get(text, text)
-    scalar = getattr(np, text, None) if text != "bool" else np.bool_
-    legal = isinstance(scalar, type) and issubclass(scalar, np.number | np.bool_)
-    if not legal or np.dtype(scalar).kind not in "biufc":
-        raise ValueError(f"{name!r} is not a numeric NumPy type; legal are names like bool_, uint8, float16, float32")
-    return np.dtype(scalar).name
+    try:
+        dtype = np.dtype(text)
+    except TypeError:
+        dtype = np.dtype(object)
+    if not text or dtype.kind not in "biufc" or not dtype.isnative:
+        raise ValueError(
+            f"{name!r} is not a numeric NumPy type; legal are names like bool_, uint8, float16, float32"
+        )
+    return dtype.name
 
 
 class KeySpec(BaseModel):
@@ -159,7 +164,8 @@ def _check_value(key: str, field: KeySpec, value: Any, n_rows: int) -> NDArray[A
         raise RowError(
             f'{key!r} holds NaN or inf; set "allow_nonfinite": true for this key in the schema if that is meant'
         )
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a cast loses is judged below, value by value
         cast = array.astype(want)
         lost = _lost(array, cast)
     if lost is not None:

@@ -1,0 +1,54 @@
+"""Shared fixtures: small problems whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datamodels.design import Design
+from datamodels.store import Store
+
+
+class Planted(NamedTuple):
+    """Outputs that are linear in masks: y = masks @ weights + bias + noise."""
+
+    masks: NDArray[np.bool_]
+    outputs: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+
+def plant(m: int, n: int, t: int, *, noise: float = 0.0, nonzero: int = 4, alpha: float = 0.5, seed: int = 0) -> Planted:
+    rng = np.random.default_rng(seed)
+    masks = rng.random((m, n)) < alpha
+    weights = np.zeros((n, t))
+    for k in range(t):
+        chosen = rng.choice(n, nonzero, replace=False)
+        weights[chosen, k] = rng.choice([-1.0, 1.0], nonzero) * rng.uniform(0.5, 1.5, nonzero)
+    bias = rng.normal(size=t)
+    return Planted(masks, masks @ weights + bias + noise * rng.normal(size=(m, t)), weights, bias)
+
+
+@pytest.fixture
+def new_store(tmp_path: Path) -> Callable[..., Store]:
+    """Make an empty store with keys ``margins`` float32 (4,) and ``masks`` (12,)."""
+
+    def make(n_models: int = 10, name: str = "store", **design: object) -> Store:
+        given = {"n_train": 12, "alpha": 0.5, "seed": 3, **design}
+        return Store.create(
+            tmp_path / name,
+            schema={"margins": {"shape": (4,), "dtype": "float32"}},
+            design=Design(n_models=n_models, **given),
+        )
+
+    return make
+
+
+def row_values(row: int, size: int = 4) -> NDArray[np.float32]:
+    """What row `row` should hold, wherever it is written."""
+    return np.random.default_rng(row).normal(size=size).astype(np.float32)
