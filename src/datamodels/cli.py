@@ -35,6 +35,8 @@ app = typer.Typer(
 # Typer brings its own copy of click's exceptions in some releases; their base is reached through it.
 _UsageProblem: Any = typer.BadParameter.__mro__[2]
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 
 class EstimatorName(StrEnum):
     lasso = "lasso"
@@ -643,9 +645,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     try:
         status = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:
-        print("stopped; what is complete is kept, run it again to go on", file=sys.stderr)
-        status = 1
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
     except _UsageProblem as error:
         print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         status = 2
@@ -656,6 +657,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = "" if known else " (--debug shows the traceback)"
         print(f"error: {first_line(error)}{hint}", file=sys.stderr)
         status = error.exit_status if isinstance(error, DatamodelsError) else 2 if known else 1
+    if status == _INTERRUPTED:
+        print("stopped; what is complete is kept, run it again to go on", file=sys.stderr)
+        status = 1
     sys.exit(status or 0)
 
 

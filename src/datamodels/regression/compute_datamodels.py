@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,7 +39,7 @@ class Config(BaseModel):
     k: Annotated[int, Field(ge=1, description="number of lambdas")]
     out_dir: Annotated[str, Field(min_length=1, description="folder for the results; made when absent")]
     eps: Annotated[float, Field(gt=0, lt=1, description="smallest lambda over the largest")] = 1e-5
-    use_bias: Annotated[Literal[0, 1], Field(description="0 fits without intercept on uncentred outputs")] = 1
+    use_bias: Annotated[int, Field(ge=0, le=1, description="0 fits without intercept on uncentred outputs")] = 1
     batch_size: Annotated[float | None, Field(description="accepted, without effect")] = None
     lr: Annotated[float | None, Field(description="accepted, without effect")] = None
     num_workers: Annotated[float | None, Field(description="accepted, without effect")] = None
