@@ -23,7 +23,9 @@ class Planted(NamedTuple):
     bias: NDArray[np.float64]
 
 
-def plant(m: int, n: int, t: int, *, noise: float = 0.0, nonzero: int = 4, alpha: float = 0.5, seed: int = 0) -> Planted:
+def plant(
+    m: int, n: int, t: int, *, noise: float = 0.0, nonzero: int = 4, alpha: float = 0.5, seed: int = 0
+) -> Planted:
     rng = np.random.default_rng(seed)
     masks = rng.random((m, n)) < alpha
     weights = np.zeros((n, t))

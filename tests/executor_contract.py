@@ -66,9 +66,7 @@ class ExecutorContract:
             (tasks.bad_value_on_three, "NaN or inf"),
         ],
     )
-    def test_a_failed_row_is_logged_and_the_others_are_done(
-        self, new_store: NewStore, task: Any, message: str
-    ) -> None:
+    def test_a_failed_row_is_logged_and_the_others_are_done(self, new_store: NewStore, task: Any, message: str) -> None:
         store = new_store(10)
         summary = self.train(store, task)
         assert not summary.ok

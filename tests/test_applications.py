@@ -78,11 +78,22 @@ def test_labels_do_not_shape_the_clusters() -> None:
         ({"n_clusters": 3, "method": "magic"}, "legal: kmeans, hdbscan"),
         ({"labels": [1, 2]}, "there are 90 targets"),
         ({"labels": [1] * 90, "features": np.ones((3, 3))}, "features have 3 rows"),
+        ({"n_clusters": 2, "features": np.ones((90, 3))}, "give labels too"),
+        ({"n_clusters": 2, "n_components": 0}, "n_components is 0"),
     ],
 )
 def test_bad_requests_say_what_is_legal(options: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         subgroups(grouped()[0], **options)
+
+
+def test_datamodels_that_do_not_differ_have_no_subgroups() -> None:
+    nothing = Attribution(np.zeros((5, 8)), np.zeros(8))
+    assert not embed(nothing).any()
+    with pytest.raises(RequestError, match="only 1 targets differ"):
+        subgroups(nothing, n_clusters=2)
+    with pytest.raises(RequestError, match="at least 5 targets"):
+        subgroups(nothing[:3], method="hdbscan")
 
 
 def test_margins_are_correct_minus_best_other() -> None:
@@ -108,7 +119,9 @@ def test_margins_from_probabilities_are_clipped_at_a_stated_bound() -> None:
     np.testing.assert_allclose(margins_from_proba([[1.0, 0.0]], [0], eps=1e-3), -np.log(1e-3))
 
 
-@pytest.mark.parametrize(("labels", "message"), [([0], "must be"), ([0, 3], r"0\.\.3; there are 3"), ([0.0, 1.0], "integers")])
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0], "must be"), ([0, 3], r"0\.\.3; there are 3"), ([0.0, 1.0], "integers")]
+)
 def test_labels_that_do_not_fit_are_refused(labels: list[float], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         margins(np.zeros((2, 3)), np.array(labels))

@@ -90,7 +90,10 @@ def test_workers_use_the_threads_they_are_told(new_store: NewStore) -> None:
 def test_subsets_that_lack_a_class_are_reported(tmp_path: Path) -> None:
     design = Design(n_train=6, alpha=0.34, n_models=40, seed=0)
     store = Store.create(
-        tmp_path / "s", schema={"margins": {"shape": (4,), "dtype": "float32"}}, design=design, labels=[0, 0, 0, 1, 1, 1]
+        tmp_path / "s",
+        schema={"margins": {"shape": (4,), "dtype": "float32"}},
+        design=design,
+        labels=[0, 0, 0, 1, 1, 1],
     )
     lacking = [i for i in range(40) if len({int(j >= 3) for j in np.flatnonzero(design.mask(i))}) < 2]
     assert lacking
@@ -117,7 +120,9 @@ def start(store: Store, task: str, tmp_path: Path, jobs: int = 2) -> subprocess.
     environment = {**os.environ, "PID_FOLDER": str(tmp_path / "pids")}
     (tmp_path / "pids").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "datamodels", "train", str(store.path), "--task", task, "--jobs", str(jobs)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -96,7 +96,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def worker(folder: Path, index: int, module: str = "plain", *more: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+def worker(
+    folder: Path, index: int, module: str = "plain", *more: str, status: int = 0
+) -> subprocess.CompletedProcess[str]:
     return run(
         "training.worker", f"--worker.index={index}", f"--worker.main_import={module}", "--worker.logdir=st", *more,
         cwd=folder, status=status,
@@ -107,7 +109,9 @@ def test_initialize_store_makes_the_arrays(folder: Path) -> None:
     assert np.load(folder / "st/margins.npy").shape == (12, 3)
     assert np.load(folder / "st/margins.npy").dtype == np.float16
     assert np.load(folder / f"st/{COMPLETED}.npy").dtype == bool
-    again = run("training.initialize_store", "--logging.logdir", "st", "--logging.spec", "spec.json", cwd=folder, status=2)
+    again = run(
+        "training.initialize_store", "--logging.logdir", "st", "--logging.spec", "spec.json", cwd=folder, status=2
+    )
     one_line(again, "a store exists")
 
 
@@ -266,7 +270,10 @@ def trained(tmp_path: Path) -> tuple[Path, Any]:
     from tests.conftest import plant
 
     truth = plant(300, 20, 4, noise=0.05, seed=4)
-    spec = {"num_models": 310, "schema": {"masks": {"shape": [20], "dtype": "bool"}, "margins": {"shape": [4], "dtype": "float32"}}}
+    spec = {
+        "num_models": 310,
+        "schema": {"masks": {"shape": [20], "dtype": "bool"}, "margins": {"shape": [4], "dtype": "float32"}},
+    }
     from datamodels.spec import Spec
 
     store = Store.create(tmp_path / "st", spec=Spec.model_validate(spec))
@@ -285,7 +292,9 @@ def test_write_dataset_and_compute_datamodels(trained: tuple[Path, Any]) -> None
     import torch
 
     folder, truth = trained
-    wrote = run("regression.write_dataset", "--cfg.data_dir=st", "--cfg.out_path=rows.beton", "--cfg.y_name=margins", cwd=folder)
+    wrote = run(
+        "regression.write_dataset", "--cfg.data_dir=st", "--cfg.out_path=rows.beton", "--cfg.y_name=margins", cwd=folder
+    )
     assert "300 rows" in wrote.stdout
     with np.load(folder / "rows.beton") as content:
         np.testing.assert_array_equal(content["masks"], truth.masks)

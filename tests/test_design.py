@@ -18,7 +18,9 @@ from datamodels.errors import RequestError
 KINDS = ("fixed_size", "bernoulli", "grouped", "stratified", "antithetic", "leave_one_out", "explicit")
 
 
-def make(kind: str, n_train: int = 24, n_models: int = 12, seed: int = 5, replicates: int = 1, alpha: float = 0.5) -> Design:
+def make(
+    kind: str, n_train: int = 24, n_models: int = 12, seed: int = 5, replicates: int = 1, alpha: float = 0.5
+) -> Design:
     if kind == "explicit":
         masks = np.random.default_rng(seed).random((-(-n_models // replicates), n_train)) < alpha
         return Design.explicit(masks, replicates=replicates, seed=seed).with_models(n_models)

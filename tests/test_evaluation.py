@@ -44,7 +44,9 @@ def test_only_valid_rows_count() -> None:
 
 def test_constant_predictions_score_0_and_constant_outputs_nothing() -> None:
     a = np.random.default_rng(0).normal(size=(20, 2))
-    found = resampled_spearman(np.column_stack([a[:, 0], np.ones(20)]), np.column_stack([np.ones(20), a[:, 1]]), np.ones((1, 20)))
+    found = resampled_spearman(
+        np.column_stack([a[:, 0], np.ones(20)]), np.column_stack([np.ones(20), a[:, 1]]), np.ones((1, 20))
+    )
     assert found[0, 0] == 0
     assert np.isnan(found[0, 1])
 
@@ -65,7 +67,9 @@ def test_lds_is_the_mean_rank_correlation_on_unused_rows() -> None:
     per_target = [spearmanr(predicted[:, k], p.outputs[300:, k])[0] for k in range(5)]
     np.testing.assert_allclose(score.per_target, per_target, atol=1e-12)
     assert score.lds == pytest.approx(np.mean(per_target))
-    assert score.pearson == pytest.approx(np.mean([np.corrcoef(predicted[:, k], p.outputs[300:, k])[0, 1] for k in range(5)]))
+    assert score.pearson == pytest.approx(
+        np.mean([np.corrcoef(predicted[:, k], p.outputs[300:, k])[0, 1] for k in range(5)])
+    )
     residual = ((predicted - p.outputs[300:]) ** 2).sum(0) / ((p.outputs[300:] - p.outputs[300:].mean(0)) ** 2).sum(0)
     assert score.r2 == pytest.approx((1 - residual).mean())
     assert (score.n_models, score.n_units, score.n_targets) == (100, 100, 5)
@@ -115,6 +119,30 @@ def test_slices_and_train_targets_are_judged_on_their_own_outputs() -> None:
     np.testing.assert_array_equal(part.per_target, whole.per_target[[4, 1]])
     some = fit(masks=p.masks, outputs=p.outputs, rows=(0, 150), targets=[4, 1], progress=False)
     np.testing.assert_allclose(lds(some, masks=p.masks, outputs=p.outputs).per_target, part.per_target, atol=1e-9)
+
+
+def test_other_outputs_of_the_same_models_are_not_new() -> None:
+    p = plant(100, 30, 6, noise=0.5)
+    a = fit(masks=p.masks, outputs=p.outputs[:, :3], rows=(0, 80), progress=False)
+    assert lds(a, masks=p.masks, outputs=p.outputs.astype(np.float32)).n_models == 20
+    with pytest.raises(RequestError, match="were used by the fit"):
+        lds(a, masks=p.masks, outputs=p.outputs, rows=(0, 90))
+
+
+def test_targets_that_nobody_named_must_be_all_of_them() -> None:
+    p = plant(100, 30, 6, noise=0.5)
+    with pytest.raises(RequestError, match="2 targets and does not say which; the outputs have 6"):
+        lds(Attribution(p.weights[:, 3:5], p.bias[3:5]), masks=p.masks, outputs=p.outputs, rows=slice(None))
+
+
+def test_an_empty_model_predicts_the_mean_and_ranks_nothing() -> None:
+    rng = np.random.default_rng(0)
+    masks, outputs = rng.random((200, 10)) < 0.5, 50 + 0.002 * rng.normal(size=(200, 3))
+    empty = Attribution(np.zeros((10, 3)), outputs[:150].mean(axis=0))
+    score = lds(empty, masks=masks, outputs=outputs, rows=(150, 200))
+    assert score.lds == 0
+    assert score.n_constant_predictions == 3
+    assert -0.1 < score.r2 <= 0
 
 
 def test_an_attribution_of_unknown_rows_needs_rows() -> None:
@@ -222,7 +250,7 @@ def test_extrapolation_never_promises_more_than_1() -> None:
     a, c = extrapolate(sizes, np.array([0.5, 0.4, 0.3]))
     assert c == 0
     assert 0.3 < a**-0.5 < 0.5
-    assert extrapolate(sizes, np.array([-0.1, 0.0, 0.0])) == (np.inf, 0.0)
+    assert extrapolate(sizes, np.array([-0.1, 0.0, 0.4])) is None
 
 
 def test_curve_judges_on_another_store_and_draws(tmp_path: Path) -> None:
@@ -230,7 +258,9 @@ def test_curve_judges_on_another_store_and_draws(tmp_path: Path) -> None:
     stores = []
     for name, seed, part in (("a", 1, slice(0, 200)), ("b", 2, slice(200, 300))):
         design = Design(n_train=12, alpha=0.5, n_models=len(p.masks[part]), seed=seed)
-        stores.append(Store.create(tmp_path / name, schema={"margins": {"shape": (3,), "dtype": "float64"}}, design=design))
+        stores.append(
+            Store.create(tmp_path / name, schema={"margins": {"shape": (3,), "dtype": "float64"}}, design=design)
+        )
         stores[-1].write_rows(np.arange(design.n_models), {"margins": design.masks() @ p.weights})
     result = curve(stores[0], LeastSquares(), test=stores[1], progress=False)
     assert result.sizes.tolist() == [25, 50, 100, 200]

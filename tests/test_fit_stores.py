@@ -33,7 +33,9 @@ def test_several_stores_are_fitted_as_one(tmp_path: Path, estimator: object) -> 
     together = fit([a, b], estimator, progress=False)
     masks = np.concatenate([a.masks(), b.masks()])
     outputs = np.concatenate([a.array("margins"), b.array("margins")])
-    np.testing.assert_array_equal(together.weights, fit(masks=masks, outputs=outputs, estimator=estimator, progress=False).weights)
+    np.testing.assert_array_equal(
+        together.weights, fit(masks=masks, outputs=outputs, estimator=estimator, progress=False).weights
+    )
     assert [len(source["rows"]) for source in together.provenance["sources"]] == [80, 70]
 
 
@@ -97,6 +99,15 @@ def test_train_targets_are_judged_on_models_that_did_not_see_them(tmp_path: Path
         assert score.per_target[j] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_twin_of_the_target_is_said_to_be_constant(tmp_path: Path) -> None:
+    masks = np.random.default_rng(0).random((100, 6)) < 0.5
+    masks[:, 1] = masks[:, 0]
+    outputs = np.random.default_rng(1).normal(size=(100, 6))
+    with pytest.warns(UserWarning, match="2 targets .the first is train example 0"):
+        a = fit(masks=masks, outputs=outputs, targets_are_train=True, progress=False)
+    assert a.weights[1, 0] == a.weights[0, 1] == 0
+
+
 def test_an_example_that_every_model_saw_cannot_be_judged() -> None:
     masks = np.random.default_rng(0).random((30, 3)) < 0.5
     masks[:, 1] = True
@@ -118,7 +129,10 @@ def test_provenance_names_rows_design_estimator_and_store(tmp_path: Path) -> Non
 
 def test_keys_can_be_chosen(tmp_path: Path) -> None:
     spec = Spec.model_validate(
-        {"num_models": 30, "schema": {"who": {"shape": [6], "dtype": "uint8"}, "what": {"shape": [2], "dtype": "float32"}}}
+        {
+            "num_models": 30,
+            "schema": {"who": {"shape": [6], "dtype": "uint8"}, "what": {"shape": [2], "dtype": "float32"}},
+        }
     )
     store = Store.create(tmp_path / "s", spec=spec)
     rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from datamodels import DifferenceInMeans, ElasticNet, Lasso, LeastSquares, Ridge
 from datamodels.design import Design
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.regression import path as path_module
+from datamodels.regression.active_set import finish
 from datamodels.regression.certificate import relative_gap
 from datamodels.regression.path import lambda_grid, lambda_max, solve_at, solve_path
 from datamodels.regression.problem import Problem
@@ -101,7 +102,9 @@ def test_gaps_are_those_of_an_independent_computation() -> None:
         bound = lam[k] * 90 / np.abs(z.T @ r).max()
         s = np.clip(y @ r / (r @ r), -bound, bound)
         dual = (y @ y - (y - s * r) @ (y - s * r)) / 180
-        assert claimed[k] == pytest.approx((objective(z, p.outputs[:, k], w[k], lam[k]) - dual) / (y @ y / 180), rel=1e-9)
+        assert claimed[k] == pytest.approx(
+            (objective(z, p.outputs[:, k], w[k], lam[k]) - dual) / (y @ y / 180), rel=1e-9
+        )
     solved, gap = solve_at(problem, lam)
     np.testing.assert_allclose(relative_gap(problem.gram, problem.q, problem.y_var, solved, lam), gap, atol=1e-12)
 
@@ -132,7 +135,9 @@ def test_float32_gram_reaches_its_tolerance(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(rough.weights, exact.weights, atol=2e-3)
 
 
-@pytest.mark.parametrize("estimator", [Lasso(n_lambdas=30), ElasticNet(n_lambdas=30), Ridge(), LeastSquares(), DifferenceInMeans()])
+@pytest.mark.parametrize(
+    "estimator", [Lasso(n_lambdas=30), ElasticNet(n_lambdas=30), Ridge(), LeastSquares(), DifferenceInMeans()]
+)
 class TestEquivariance:
     """Held-out rows are drawn by position, so rows are permuted within design units only: here by
     permuting columns, and by scaling and shifting outputs."""
@@ -236,19 +241,94 @@ def test_lambda_is_the_best_on_the_held_out_rows(estimator: Lasso) -> None:
         w, b = by_hand(p, np.ones(160, bool), a.target_facts["lam"][k], k)
         np.testing.assert_allclose(a.weights[:, k], w, atol=1e-5)
         assert a.bias[k] == pytest.approx(b, abs=1e-5)
-        held = np.concatenate([p.outputs[s, k] - p.outputs[s, k].mean() for s in splits])
-        spread = (held**2).mean()
+        spread = np.concatenate([p.outputs[s, k] for s in splits]).var()
         assert a.target_facts["val_r2"][k] == pytest.approx(1 - np.nanmin(a.target_facts["path_val_error"][k]) / spread)
 
 
 def test_the_path_stops_once_the_error_has_turned_and_not_before() -> None:
-    p = plant(120, 40, 4, noise=1.5, seed=1)
-    stopped = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-4), progress=False)
-    errors = stopped.target_facts["path_val_error"]
-    assert np.isnan(errors[:, -1]).all()
-    for row in errors:
-        walked = row[np.isfinite(row)]
-        assert np.argmin(walked) == len(walked) - 1 - path_module._PATIENCE
+    p = plant(120, 40, 4, noise=1.0, seed=1)
+    facts = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-4), progress=False).target_facts
+    assert np.isnan(facts["path_val_error"][:, -1]).all()
+    for lams, errors, chosen in zip(facts["path_lam"], facts["path_val_error"], facts["lam"], strict=True):
+        last = lams[np.isfinite(errors)][-1]
+        assert last < path_module._STOP_BELOW * chosen
+        assert last * (lams[0] / lams[1]) >= path_module._STOP_BELOW * chosen * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("n_lambdas", "eps"), [(100, 1e-3), (1000, 1e-5)])
+def test_stopping_costs_nothing_however_fine_the_grid(
+    n_lambdas: int, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense weak signals, where the validation error is flat for long: the stop finds nearly the λ of the
+    whole path, and never the empty model where there is something to learn."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((400, 200)) < 0.5
+    outputs = masks @ (rng.normal(size=(200, 12)) * 0.3) + rng.normal(size=(400, 12)) * 2
+    estimator = Lasso(n_lambdas=n_lambdas, eps=eps)
+    stopped = fit(masks=masks, outputs=outputs, estimator=estimator, progress=False).target_facts
+    monkeypatch.setattr(path_module, "_STOP_BELOW", 0.0)
+    monkeypatch.setattr(path_module, "_STOP_NULL_BELOW", 0.0)
+    monkeypatch.setattr(path_module, "_CLEARLY_WORSE", np.inf)
+    whole = fit(masks=masks, outputs=outputs, estimator=Lasso(n_lambdas=100, eps=1e-3), progress=False).target_facts
+    assert (stopped["n_nonzero"] > 0).all()
+    assert stopped["val_r2"].mean() > whole["val_r2"].mean() - 0.01
+
+
+@pytest.mark.parametrize("base", [0.0, 0.1])
+def test_a_target_that_only_varies_on_held_out_rows_gets_no_weights(base: float) -> None:
+    p = plant(300, 150, 1)
+    outputs = np.full((300, 1), base)
+    outputs[np.flatnonzero(Lasso().splits(np.arange(300))[0])[:2]] = 1
+    a = fit(masks=p.masks, outputs=outputs, progress=False)
+    assert not a.weights.any()
+    assert a.target_facts["lam"][0] > 0
+    assert a.bias[0] == pytest.approx(outputs.mean())
+
+
+def test_nearly_dependent_columns_still_reach_the_tolerance() -> None:
+    """Subsets of a fixed size make the Gram matrix singular; at small λ coordinate descent creeps there."""
+    masks = Design(n_train=20, alpha=0.5, n_models=150, seed=0).masks()
+    rng = np.random.default_rng(0)
+    outputs = masks @ rng.normal(size=(20, 15)) + 0.01 * rng.normal(size=(150, 15))
+    problem = standardised(Planted(masks, outputs, np.zeros(0), np.zeros(0)))
+    for fraction in (3e-3, 1e-3, 1e-4):
+        _, gaps = solve_at(problem, fraction * lambda_max(problem))
+        assert gaps.max() <= 1e-8
+    assert (
+        fit(masks=masks, outputs=outputs, estimator=Lasso(eps=1e-5), progress=False).target_facts["gap"].max() <= 1e-8
+    )
+
+
+@pytest.mark.parametrize(("m", "n", "alpha", "ratio"), [(60, 20, 0.5, 1.0), (30, 50, 0.5, 1.0), (60, 20, 0.2, 0.4)])
+def test_the_active_set_solver_reaches_the_optimum_from_anywhere(m: int, n: int, alpha: float, ratio: float) -> None:
+    masks = Design(n_train=n, alpha=alpha, n_models=m, seed=1).masks()
+    rng = np.random.default_rng(0)
+    problem = standardised(Planted(masks, rng.normal(size=(m, 1)), np.zeros(0), np.zeros(0)))
+    for fraction in (0.5, 0.05, 1e-3):
+        lam = fraction * lambda_max(problem, ratio)
+        for start in (np.zeros(n), rng.normal(size=n)):
+            w = finish(problem.gram, problem.q[0], start, lam[0], ratio)
+            assert relative_gap(problem.gram, problem.q, problem.y_var, w[None], lam, ratio)[0] < 1e-9
+
+
+def test_least_squares_beyond_float64_sizes_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodels.regression import statistics
+
+    p = plant(60, 150, 2, noise=0.1)
+    wide = fit(masks=p.masks, outputs=p.outputs, estimator="ols", progress=False)
+    monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 10)
+    large = fit(masks=p.masks, outputs=p.outputs, estimator="ols", progress=False)
+    np.testing.assert_array_equal(large.weights, wide.weights)
+
+
+def test_validation_r2_of_folds_is_that_of_pooled_rows() -> None:
+    p = plant(200, 10, 2, noise=1.0)
+    values = [
+        fit(masks=p.masks, outputs=p.outputs, estimator=Ridge(folds=k), progress=False).target_facts["val_r2"]
+        for k in (5, 50, 200)
+    ]
+    np.testing.assert_allclose(values[1], values[0], atol=0.03)
+    np.testing.assert_allclose(values[2], values[0], atol=0.03)
 
 
 @pytest.mark.parametrize("kind", ["fixed_size", "antithetic"])
@@ -300,8 +380,7 @@ def test_ridge_is_chosen_on_the_held_out_rows() -> None:
 
 def test_gcv_equals_its_formula_on_the_rows() -> None:
     p = plant(60, 12, 2, noise=0.7)
-    problem = standardised(p)
-    spectrum = Spectrum.of(problem)
+    spectrum = Spectrum.of(Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs)))
     lams = ridge_grid(spectrum, 7)
     assert lams[0] == pytest.approx(10 * spectrum.values.max())
     assert lams[-1] == pytest.approx(1e-4 * spectrum.values.max())
@@ -361,6 +440,7 @@ def test_a_missed_tolerance_is_said() -> None:
     p = plant(60, 40, 2, noise=0.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(path_module, "_MAX_SWEEPS", 1)
+        patch.setattr(path_module, "finish", lambda gram, q, w, lam, l1_ratio: w)
         with pytest.warns(ConvergenceWarning, match="missed the tolerance"):
             a = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-6, tol=1e-12), progress=False)
     assert a.target_facts["gap"].max() > 1e-12
@@ -376,8 +456,14 @@ def test_a_missed_tolerance_is_said() -> None:
         (lambda: Lasso(val_fraction=1.5), "less than 1"),
         (lambda: Lasso(unknown=1), "unknown"),
         (lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator="magic"), "legal: lasso, ridge"),
-        (lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator=Lasso(folds=9)), "use fewer folds"),
-        (lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator=Lasso(val_fraction=0.01)), "val_fraction"),
+        (
+            lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator=Lasso(folds=9)),
+            "use fewer folds",
+        ),
+        (
+            lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator=Lasso(val_fraction=0.01)),
+            "val_fraction",
+        ),
         (lambda: fit(masks=np.eye(4, dtype=bool)), "both masks and outputs"),
         (lambda: fit(), "give stores"),
     ],

@@ -29,7 +29,9 @@ def test_names_of_types_old_spellings_included(name: str, canonical: str) -> Non
     assert resolve_dtype(name) == canonical
 
 
-@pytest.mark.parametrize("name", ["object", "object_", "str_", "datetime64", "void", "ndarray", "float17", "", "number"])
+@pytest.mark.parametrize(
+    "name", ["object", "object_", "str_", "datetime64", "void", "ndarray", "float17", "", "number"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="not a numeric NumPy type"):
         KeySpec(shape=(1,), dtype=name)

@@ -98,6 +98,13 @@ def test_statistics_that_do_not_fit_each_other_are_refused() -> None:
         _ = a - c
 
 
+def test_a_rebased_copy_shares_nothing() -> None:
+    p = plant(30, 6, 2)
+    s = Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))
+    s.rebased(s.shift + 1).update(p.masks, p.outputs)
+    assert_same(s, p.masks, p.outputs)
+
+
 def test_errors_from_statistics_are_those_of_the_rows() -> None:
     p = plant(80, 9, 3, noise=0.5)
     s = Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))

@@ -266,7 +266,9 @@ def test_order_of_a_write_is_data_checksum_completed(store: Store, monkeypatch: 
 
 
 def test_values_of_a_merge_travel_exactly(tmp_path: Path) -> None:
-    spec = Spec.model_validate({"num_models": 4, "schema": {"y": {"shape": [], "dtype": "float64", "allow_nonfinite": True}}})
+    spec = Spec.model_validate(
+        {"num_models": 4, "schema": {"y": {"shape": [], "dtype": "float64", "allow_nonfinite": True}}}
+    )
     a, b = (Store.create(tmp_path / name, spec=spec) for name in "ab")
     a.write_rows([0, 1, 2], {"y": [np.pi, np.inf, 5e-324]})
     assert b.merge(a).copied == [0, 1, 2]

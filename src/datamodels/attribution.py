@@ -5,6 +5,7 @@ Every way to attribute yields an `Attribution`, so every evaluation and applicat
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _UNS = "datamodels"
+_ARRAY = "__array__"
+_RESERVED = ("bias", "train_column", "_index")
 Sign = Literal["positive", "negative", "absolute"]
 
 
@@ -74,6 +77,9 @@ class Attribution:
         object.__setattr__(self, "bias", bias)
         for name, size in (("target_facts", self.n_targets), ("train_facts", self.n_train)):
             facts = {key: np.asarray(value) for key, value in getattr(self, name).items()}
+            reserved = [key for key in facts if key in _RESERVED or "/" in key]
+            if reserved:
+                raise RequestError(f"{name} has the name {reserved[0]!r}, which the file needs for itself")
             for key, value in facts.items():
                 if value.shape[:1] != (size,):
                     raise RequestError(f"{name}[{key!r}] has shape {value.shape}; its first axis must be {size}")
@@ -126,7 +132,10 @@ class Attribution:
 
     def select(self, targets: Any) -> Attribution:
         """The same attribution for some targets: a slice, indices, or a bool mask over targets."""
-        index = np.atleast_1d(np.arange(self.n_targets)[targets])
+        try:
+            index = np.atleast_1d(np.arange(self.n_targets)[targets])
+        except IndexError:
+            raise RequestError(f"targets {targets!r} do not exist; there are {self.n_targets}") from None
         return replace(
             self,
             weights=self.weights[:, index],
@@ -173,7 +182,8 @@ class Attribution:
                 (frame if value.ndim == 1 else multi)[key] = value
         if self.train_columns is not None:
             data.obs["train_column"] = self.train_columns
-        data.uns[_UNS] = {"format_version": FORMAT_VERSION, "provenance": _to_h5(self.provenance)}
+        text, arrays = _to_json(self.provenance)
+        data.uns[_UNS] = {"format_version": FORMAT_VERSION, "provenance": text, "arrays": arrays}
         return data
 
     @classmethod
@@ -204,6 +214,9 @@ class Attribution:
         """The inverse of `to_anndata`."""
         from scipy import sparse
 
+        missing = [name for name in ("format_version", "provenance") if name not in data.uns.get(_UNS, {})]
+        if missing or "bias" not in data.obs:
+            raise RequestError(f"this AnnData is no complete attribution: {missing or ['obs/bias']} is missing")
         version = int(data.uns[_UNS]["format_version"])
         if version > FORMAT_VERSION:
             raise newer_format("the attribution", version, FORMAT_VERSION)
@@ -218,7 +231,7 @@ class Attribution:
             target_facts=target_facts,
             train_facts=train_facts,
             train_columns=data.obs["train_column"].to_numpy() if "train_column" in data.obs else None,
-            provenance=_from_h5(data.uns[_UNS].get("provenance", {})),
+            provenance=_from_json(data.uns[_UNS]["provenance"], data.uns[_UNS].get("arrays", {})),
         )
 
     def export_pt(self, path: str | Path) -> Path:
@@ -233,8 +246,11 @@ class Attribution:
             "lam": torch.from_numpy(np.array(lam, dtype=np.float32)),
         }
         path = Path(path)
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        try:
+            with replacing(path) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:
+            raise RequestError(f"cannot write {str(path)!r}: {first_line(error)}") from None
         return path
 
     @classmethod
@@ -244,17 +260,17 @@ class Attribution:
 
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            weight, bias = content["weight"], content["bias"]
+            weight, bias = content["weight"].float().numpy(), content["bias"].double().numpy()
+            facts = {} if content.get("lam") is None else {"lam": torch.as_tensor(content["lam"]).numpy()}
         except FileNotFoundError:
             raise RequestError(f"there is no file {str(path)!r}") from None
         except Exception as error:
             raise RequestError(
                 f"{str(path)!r} is not in the classic layout (weight, bias, lam): {first_line(error)}"
             ) from None
-        facts = {"lam": content["lam"].numpy()} if "lam" in content else {}
         return cls(
-            weights=weight.float().numpy(),
-            bias=bias.double().numpy(),
+            weights=weight,
+            bias=bias,
             target_facts=facts,
             provenance={"estimator": {"name": "imported"}, "imported_from": str(path)},
         )
@@ -266,25 +282,24 @@ def _column(series: Any) -> NDArray[Any]:
     return array.astype(str) if array.dtype.kind == "O" or str(series.dtype) == "category" else np.asarray(array)
 
 
-def _to_h5(value: Any) -> Any:
-    """Provenance as HDF5 holds it: None is left out, lists of dicts become dicts by position."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_h5(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        if any(isinstance(item, Mapping | list | tuple) for item in value):
-            return {"__list__": {str(i): _to_h5(item) for i, item in enumerate(value)}}
-        return np.asarray(value)
-    return value
+def _to_json(provenance: Mapping[str, Any]) -> tuple[str, dict[str, NDArray[Any]]]:
+    """Provenance as JSON text, with arrays in a table of their own."""
+    arrays: dict[str, NDArray[Any]] = {}
+
+    def other(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray):
+            name = f"array_{len(arrays)}"
+            arrays[name] = value
+            return {_ARRAY: name}
+        return str(value)
+
+    return json.dumps(provenance, default=other), arrays
 
 
-def _from_h5(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if set(value) == {"__list__"}:
-            items = value["__list__"]
-            return [_from_h5(items[str(i)]) for i in range(len(items))]
-        return {key: _from_h5(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.dtype.kind in "OUSf" or value.ndim == 0 else value
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+def _from_json(text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    def back(item: dict[str, Any]) -> Any:
+        return np.asarray(arrays[item[_ARRAY]]) if set(item) == {_ARRAY} else item
+
+    return json.loads(text, object_hook=back)

@@ -401,7 +401,8 @@ def curve(
         f"{m:>9} models  LDS {s.lds:.3f}  ({s.lds_ci[0]:.3f} to {s.lds_ci[1]:.3f})"
         for m, s in zip(result.sizes, result.scores, strict=True)
     ]
-    lines.append(f"estimate for unlimited models: {result.asymptote:.3f}")
+    if result.asymptote is not None:
+        lines.append(f"estimate for unlimited models: {result.asymptote:.3f}")
     if reach is not None:
         need, (low, high) = result.models_for(reach), result.models_for_interval(reach)
         facts["reach"] = {"lds": reach, "models": need, "models_ci": [low, high]}

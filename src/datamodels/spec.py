@@ -46,9 +46,7 @@ def resolve_dtype(name: Any) -> str:
     except TypeError:
         dtype = np.dtype(object)
     if not text or dtype.kind not in "biufc" or not dtype.isnative:
-        raise ValueError(
-            f"{name!r} is not a numeric NumPy type; legal are names like bool_, uint8, float16, float32"
-        )
+        raise ValueError(f"{name!r} is not a numeric NumPy type; legal are names like bool_, uint8, float16, float32")
     return dtype.name
 
 

@@ -12,6 +12,7 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 
 Method = Literal["kmeans", "hdbscan"]
+_FEWEST = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Subgroups:
             row: dict[str, Any] = {"cluster": int(cluster), "size": int(members.sum())}
             if labels is not None:
                 names, counts = np.unique(np.asarray(labels)[members], return_counts=True)
-                row["label"] = names[counts.argmax()].item()
+                row["label"] = np.asarray(names[counts.argmax()]).item()
                 row["share"] = float(counts.max() / members.sum())
             rows.append(row)
         return rows
@@ -74,6 +75,10 @@ def embed(vectors: Attribution | ArrayLike, n_components: int = 10) -> NDArray[n
     rows = rows.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    if n_components < 1:
+        raise RequestError(f"n_components is {n_components}; give 1 or more")
+    if (rows == rows[:1]).all():  # nothing varies, and PCA would divide by it
+        return np.zeros((len(rows), min(n_components, *rows.shape)))
     return PCA(min(n_components, *rows.shape), svd_solver="full").fit_transform(rows)
 
 
@@ -98,7 +103,7 @@ def subgroups(
     labels
         (n_targets,) hidden labels to score against. They are not used to find clusters.
     features
-        (n_targets, ...) raw features: the same pipeline on them is the baseline.
+        (n_targets, ...) raw features: the same pipeline on them is the baseline. Needs labels.
 
     Raises
     ------
@@ -108,6 +113,8 @@ def subgroups(
     truth = None if labels is None else np.asarray(labels)
     if truth is not None and truth.shape != (attribution.n_targets,):
         raise RequestError(f"labels have shape {truth.shape}; there are {attribution.n_targets} targets")
+    if features is not None and truth is None:
+        raise RequestError("features are the baseline for labels: give labels too")
     if method == "kmeans" and n_clusters is None:
         if truth is None:
             raise RequestError(
@@ -134,10 +141,17 @@ def _cluster(embedding: NDArray[np.float64], n_clusters: int | None, method: str
     if method == "kmeans":
         if n_clusters is None or not 1 <= n_clusters <= len(embedding):
             raise RequestError(f"n_clusters is {n_clusters}; it must be between 1 and the {len(embedding)} targets")
+        distinct = len(np.unique(embedding, axis=0))
+        if distinct < n_clusters:
+            raise RequestError(f"n_clusters is {n_clusters}, but only {distinct} targets differ from each other")
         return KMeans(n_clusters, n_init=20, random_state=seed).fit_predict(embedding).astype(np.int64)
     if method == "hdbscan":
+        if len(embedding) < _FEWEST:
+            raise RequestError(f"hdbscan needs at least {_FEWEST} targets; there are {len(embedding)}")
         return (
-            HDBSCAN(min_cluster_size=max(5, len(embedding) // 100), copy=True).fit_predict(embedding).astype(np.int64)
+            HDBSCAN(min_cluster_size=max(_FEWEST, len(embedding) // 100), copy=True)
+            .fit_predict(embedding)
+            .astype(np.int64)
         )
     raise RequestError(f"method {method!r} is unknown; legal: kmeans, hdbscan")
 

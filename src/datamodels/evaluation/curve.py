@@ -41,14 +41,15 @@ class Curve:
         return np.array([score.lds for score in self.scores])
 
     @property
-    def asymptote(self) -> float:
-        """Estimated LDS with unlimited models."""
-        return extrapolate(self.sizes, self.lds)[0] ** -0.5
+    def asymptote(self) -> float | None:
+        """Estimated LDS with unlimited models; None when fewer than two sizes say anything."""
+        parameters = extrapolate(self.sizes, self.lds)
+        return None if parameters is None else float(parameters[0] ** -0.5)
 
-    def at(self, n_models: int) -> float:
-        """Estimated LDS with `n_models` models."""
-        a, c = extrapolate(self.sizes, self.lds)
-        return float((a + c / n_models) ** -0.5)
+    def at(self, n_models: float) -> float | None:
+        """Estimated LDS with `n_models` models; None when fewer than two sizes say anything."""
+        parameters = extrapolate(self.sizes, self.lds)
+        return None if parameters is None else float((parameters[0] + parameters[1] / n_models) ** -0.5)
 
     def models_for(self, wanted: float) -> float | None:
         """Estimated number of models at which the LDS reaches `wanted`; None when it never would."""
@@ -70,12 +71,13 @@ class Curve:
         return {"points": points, "asymptote": self.asymptote}
 
 
-def extrapolate(sizes: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, float]:
+def extrapolate(sizes: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, float] | None:
     """Least squares for a ≥ 1 and c ≥ 0 in ``1 / LDS² = a + c / m``, weighted so that errors of the
-    LDS itself count equally; sizes whose LDS is not positive say nothing and are left out."""
+    LDS itself count equally. Sizes whose LDS is not positive say nothing and are left out; None when
+    fewer than two are left."""
     use = values > 0.01
     if use.sum() < 2:
-        return np.inf, 0.0
+        return None
     x, y, weight = 1.0 / sizes[use], values[use] ** -2.0, values[use] ** 3.0
     c, a = np.polyfit(x, y, 1, w=weight)
     if a < 1:
@@ -85,9 +87,11 @@ def extrapolate(sizes: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[
     return float(a), float(c)
 
 
-def _models_for(parameters: tuple[float, float], wanted: float) -> float | None:
+def _models_for(parameters: tuple[float, float] | None, wanted: float) -> float | None:
     if not 0 < wanted < 1:
         raise RequestError(f"the wanted LDS is {wanted}; it must be between 0 and 1")
+    if parameters is None:
+        return None
     a, c = parameters
     room = wanted**-2.0 - a
     return c / room if room > 0 else None
@@ -163,8 +167,9 @@ def save_plot(result: Curve, path: str | Path, *, ceiling: float | None = None) 
     lows, highs = zip(*(score.lds_ci for score in result.scores), strict=True)
     axes.fill_between(result.sizes, lows, highs, alpha=0.2, linewidth=0)
     axes.plot(result.sizes, result.lds, "o-", label="measured, 95 % interval")
-    ahead = np.geomspace(result.sizes[-1], 4 * result.sizes[-1], 30)
-    axes.plot(ahead, [result.at(m) for m in ahead], "--", color="grey", label="estimate")
+    if result.asymptote is not None:
+        ahead = np.geomspace(result.sizes[-1], 4 * result.sizes[-1], 30)
+        axes.plot(ahead, np.array([result.at(m) for m in ahead], dtype=float), "--", color="grey", label="estimate")
     if ceiling is not None:
         axes.axhline(ceiling, color="black", linewidth=0.8, label="noise ceiling")
     axes.set(xlabel="models", ylabel="LDS", xscale="log")

@@ -104,9 +104,14 @@ def lds(
         masks_key=masks_key,
         outputs_key=outputs_key,
         rows=rows,
-        targets=attribution.target_facts.get("target", np.arange(attribution.n_targets)).astype(np.int64),
+        targets=attribution.target_facts.get("target"),
         targets_are_train=False,
     )
+    if problem.n_targets != attribution.n_targets:
+        raise RequestError(
+            f"the attribution has {attribution.n_targets} targets and does not say which; the outputs have "
+            f"{problem.n_targets}: add target_facts['target'], or give the outputs of its targets alone"
+        )
     problem = unused_rows(attribution, problem, named=rows is not None)
     return score(attribution, problem, draws=draws, confidence=confidence, seed=seed)
 
@@ -157,7 +162,6 @@ def score(attribution: Attribution, problem: Problem, *, draws: int, confidence:
         raise RequestError(f"the attribution has {attribution.n_train} train examples, the masks {problem.n_train}")
     x, truth = problem.load()
     prediction = attribution.predict(x)
-    prediction[:, ~attribution.weights.any(axis=0)] = 0.0
     columns = attribution.train_columns
     valid = np.ones(truth.shape, dtype=np.bool_) if columns is None else ~x[:, columns]
     counts = unit_counts(problem.units, draws, seed)
@@ -227,4 +231,7 @@ def ceiling(problem: Problem, truth: NDArray[np.float64], valid: NDArray[np.bool
                 correlations.append(resampled_spearman(truth[rows_a], truth[rows_b], ones, valid[rows_a])[0])
     if not correlations:
         return None
-    return float(np.sqrt(max(float(np.nanmean(correlations)), 0.0)))
+    found = np.array(correlations)
+    if np.isnan(found).all():
+        return None
+    return float(np.sqrt(max(float(found[~np.isnan(found)].mean()), 0.0)))

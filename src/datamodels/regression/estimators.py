@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -171,7 +171,7 @@ class Ridge(_Selected):
     def solve(
         self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
     ) -> Solution:
-        spectrum = Spectrum.of(Standardised.of(total, intercept=self.intercept))
+        spectrum = Spectrum.of(total, intercept=self.intercept)
         lams = ridge_grid(spectrum, self.n_lambdas)
         if held_out:
             scores = held_out_errors(total, held_out, lams, intercept=self.intercept)
@@ -203,7 +203,7 @@ class LeastSquares(Estimator):
     def solve(
         self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
     ) -> Solution:
-        spectrum = Spectrum.of(Standardised.of(total, intercept=self.intercept))
+        spectrum = Spectrum.of(total, intercept=self.intercept)
         weights, bias = spectrum.problem.to_raw(spectrum.least_squares())
         if progress:
             progress(total.n_targets)
@@ -241,12 +241,20 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 }
 
 
+def from_description(description: Mapping[str, Any]) -> Estimator:
+    """The estimator that `Estimator.describe` described."""
+    options = {key: value for key, value in description.items() if key != "name"}
+    if description.get("name") not in ESTIMATORS:
+        raise RequestError(f"estimator {description.get('name')!r} is unknown; legal: {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[description["name"]](**options)
+
+
 def _r_squared(error: NDArray[np.float64], held_out: Sequence[Statistics]) -> NDArray[np.float64]:
     """1 - error / variance on the held-out rows; NaN where the output does not vary there."""
     count = sum(part.count for part in held_out)
-    spread = sum(np.maximum(part.yty - part.sum_y**2 / part.count, 0.0) for part in held_out)
-    variance = np.asarray(spread) / count
-    return 1 - np.divide(error, variance, out=np.full_like(error, np.nan), where=variance > 0)
+    squares = np.sum([part.yty for part in held_out], axis=0) / count
+    variance = squares - (np.sum([part.sum_y for part in held_out], axis=0) / count) ** 2
+    return 1 - np.divide(error, variance, out=np.full_like(error, np.nan), where=variance > 1e-12 * squares)
 
 
 def _warn_gaps(result: PathFit, tol: float) -> None:

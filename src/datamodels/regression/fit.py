@@ -140,26 +140,35 @@ def _fit_out_of_mask(problem: Problem, estimator: Estimator, progress: bool) -> 
     """Each target from the rows that do not hold it: one small problem per target."""
     assert problem.train_columns is not None
     held = _memberships(problem)
-    seen = held.sum(axis=0)
-    solutions = []
+    solutions, lacking, late = [], [], []
     with Progress(f"fitting out of mask ({estimator.name})", problem.n_targets, "targets", show=progress) as bar:
         for position, column in enumerate(problem.train_columns):
             outside = ~held[:, column]
             if outside.sum() < 2:
                 raise RequestError(
-                    f"train example {column} is in {int(seen[column])} of {problem.n_rows} subsets: too few models did "
-                    "not see it; train models on smaller subsets"
+                    f"train example {column} is in {int(held[:, column].sum())} of {problem.n_rows} subsets: too few "
+                    "models did not see it; train models on smaller subsets"
                 )
             part = replace(problem.take(outside), targets=problem.targets[[position]], train_columns=None)
             total, held_out = gather(part, estimator.splits(part.units))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            constant = (total.sum_x == 0) | (total.sum_x == total.count)
+            lacking += [column] * int(constant.sum() > 1)  # its own column is constant by construction
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", ConvergenceWarning)
                 solutions.append(estimator.solve(total, held_out))
+            late += [str(item.message) for item in said]
             bar.advance()
-    _warn_constant(seen, problem.n_rows)
-    gaps = np.array([solution.facts["gap"][0] for solution in solutions if "gap" in solution.facts])
-    if len(gaps) and gaps.max() > 1e-5:
-        warnings.warn(f"the largest relative gap is {gaps.max():.2g}", ConvergenceWarning, stacklevel=3)
+    if lacking:
+        warnings.warn(
+            f"among the models that did not see a target, other training examples are in all subsets or in none, for "
+            f"{len(lacking)} targets (the first is train example {lacking[0]}): their weights are 0 there",
+            ConstantColumnWarning,
+            stacklevel=3,
+        )
+    if late:
+        warnings.warn(
+            f"{len(late)} fits missed their tolerance; the first: {late[0]}", ConvergenceWarning, stacklevel=3
+        )
     return Solution(
         np.concatenate([solution.weights for solution in solutions], axis=1),
         np.concatenate([solution.bias for solution in solutions]),

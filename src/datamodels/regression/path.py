@@ -10,12 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.regression import coordinate
+from datamodels.regression.active_set import finish
+from datamodels.regression.certificate import relative_gap
 from datamodels.regression.statistics import Standardised, Statistics
 
-_MAX_SWEEPS = 20_000
+_MAX_SWEEPS = 2_000
+_MAX_PATH_SWEEPS = 100_000
 _BATCH = 64
 _PATH_TOL = 1e-4
-_PATIENCE = 4
+# The path stops at this share of the λ with the least validation error; while that is the empty model,
+# further down, or once the error is clearly above that of the empty model.
+_STOP_BELOW = 0.5
+_STOP_NULL_BELOW = 0.1
+_CLEARLY_WORSE = 1.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,7 @@ def solve_path(
     tol = default_tolerance(problem) if tol is None else tol
     return coordinate.solve_path(
         problem.gram, coordinate.diagonal_of(problem.gram), problem.q, problem.y_var,
-        np.ascontiguousarray(lams), l1_ratio, tol, _MAX_SWEEPS,
+        np.ascontiguousarray(lams), l1_ratio, tol, _MAX_PATH_SWEEPS,
     )  # fmt: skip
 
 
@@ -93,6 +100,11 @@ def solve_at(
         )  # fmt: skip
         if progress:
             progress(len(gaps[part]))
+    for k in np.flatnonzero(gaps > tol).tolist():
+        exact = finish(problem.gram, problem.q[k], weights[k], lam[k], l1_ratio)[None]
+        gap = relative_gap(problem.gram, problem.q[[k]], problem.y_var[[k]], exact, lam[k], l1_ratio)[0]
+        if gap < gaps[k]:
+            weights[k], gaps[k] = exact[0], max(gap, 0.0)
     return weights, gaps
 
 
@@ -119,7 +131,8 @@ def fit_path(
     whole = Standardised.of(total, intercept=intercept)
     held_out = [part if np.array_equal(part.shift, total.shift) else part.rebased(total.shift) for part in held_out]
     fits = [Standardised.of(total - part, intercept=intercept) for part in held_out]
-    largest = np.max([lambda_max(fit, l1_ratio) for fit in fits], axis=0)
+    # All rows count too: a target may be constant outside of the held-out rows, and its λ_max there 0.
+    largest = np.max([lambda_max(fit, l1_ratio) for fit in [*fits, whole]], axis=0)
     lams = lambda_grid(largest, n_lambdas, eps)
     errors, n_nonzero, chosen, start = _select(fits, held_out, lams, l1_ratio, intercept, progress)
     lam = lams[np.arange(len(lams)), chosen]
@@ -154,7 +167,8 @@ def _select(
             inverse_scale, mean, np.stack([y[part] for y in y_mean]), intercept,
             val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
             np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
-            np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS, _PATIENCE,
+            np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS,
+            np.array([_STOP_BELOW, _STOP_NULL_BELOW, _CLEARLY_WORSE]),
         )  # fmt: skip
         results.append(found)
         if progress:

@@ -24,10 +24,11 @@ class Spectrum:
     u: NDArray[np.float64]
 
     @classmethod
-    def of(cls, problem: Standardised) -> Spectrum:
+    def of(cls, statistics: Statistics, *, intercept: bool = True) -> Spectrum:
         from scipy.linalg import eigh
 
-        values, vectors = eigh(problem.gram.astype(np.float64), check_finite=False)
+        problem = Standardised.of(statistics, intercept=intercept, wide=True)
+        values, vectors = eigh(problem.gram, check_finite=False)
         return cls(problem, np.maximum(values, 0.0), vectors, vectors.T @ problem.q.T)
 
     def ridge(self, lam: float | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -39,10 +40,6 @@ class Spectrum:
         cutoff = self.values.max(initial=0.0) * len(self.values) * np.finfo(np.float64).eps * 100
         inverse = np.divide(1.0, self.values, out=np.zeros_like(self.values), where=self.values > cutoff)
         return (self.vectors @ (self.u * inverse[:, None])).T
-
-    def rank(self) -> int:
-        cutoff = self.values.max(initial=0.0) * len(self.values) * np.finfo(np.float64).eps * 100
-        return int((self.values > cutoff).sum())
 
     def gcv(self, lams: NDArray[np.float64], count: int) -> NDArray[np.float64]:
         """Generalised cross-validation score (K, n_targets): Golub, Heath & Wahba 1979, with the
@@ -68,7 +65,7 @@ def held_out_errors(
     """Mean squared held-out error of ridge at every λ, (K, n_targets), over all splits."""
     errors = np.zeros((len(lams), total.n_targets))
     for part in held_out:
-        spectrum = Spectrum.of(Standardised.of(total - part, intercept=intercept))
+        spectrum = Spectrum.of(total - part, intercept=intercept)
         for i, lam in enumerate(lams):
             weights, bias = spectrum.problem.to_raw(spectrum.ridge(lam))
             errors[i] += squared_error(part, weights, bias)

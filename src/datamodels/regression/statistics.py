@@ -104,8 +104,8 @@ class Statistics:
         move = self.shift - shift
         return Statistics(
             self.count,
-            self.sum_x,
-            self.gram,
+            self.sum_x.copy(),
+            self.gram.copy(),
             np.array(shift, dtype=np.float64),
             self.sum_y + self.count * move,
             self.yty + 2 * move * self.sum_y + self.count * move**2,
@@ -192,8 +192,9 @@ class Standardised:
     intercept: bool
 
     @classmethod
-    def of(cls, statistics: Statistics, *, intercept: bool = True) -> Standardised:
-        """Standardise. Without intercept columns are scaled and nothing is centred."""
+    def of(cls, statistics: Statistics, *, intercept: bool = True, wide: bool = False) -> Standardised:
+        """Standardise. Without intercept columns are scaled and nothing is centred. ``wide`` asks for
+        float64 at any size, which decompositions of singular matrices need."""
         s = statistics
         if s.count < 2:
             raise RequestError(f"{s.count} rows are too few to fit; at least 2 are needed")
@@ -211,7 +212,7 @@ class Standardised:
             cross = (s.xty.T + np.outer(s.shift, s.sum_x)) / m
             y_var = (s.yty + 2 * s.shift * s.sum_y) / m + s.shift**2
             centre = np.zeros_like(mean)
-        dtype = np.float64 if s.n_train <= _FLOAT64_UP_TO else np.float32
+        dtype = np.float64 if wide or s.n_train <= _FLOAT64_UP_TO else np.float32
         gram = np.empty(s.gram.shape, dtype=dtype)
         for start in range(0, s.n_train, 512):  # in blocks, so that no second float64 matrix is needed
             part = slice(start, start + 512)

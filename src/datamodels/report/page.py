@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -46,6 +47,7 @@ class Page:
     groups_name: str = ""
     labels: NDArray[Any] | None = None
     labels_name: str = "label"
+    map_examples: Examples | None = None
     mean_outputs: NDArray[np.float64] | None = None
     commands: list[str] = field(default_factory=list)
 
@@ -57,7 +59,11 @@ def render(page: Page) -> str:
     static = files("datamodels.report") / "static"
     sheets = {
         name: None if examples.images is None else sheet(examples.images)
-        for name, examples in (("train", page.train), ("target", page.targets))
+        for name, examples in (
+            ("train", page.train),
+            ("target", page.targets),
+            ("map", page.map_examples or page.targets),
+        )
     }
     parts = {
         "title": escape(page.title),
@@ -72,14 +78,12 @@ def render(page: Page) -> str:
                 _clusters(page),
             ]
         ),
-        "data": json.dumps(_data(page, sheets), allow_nan=False).replace("</", "<\\/"),
+        "data": json.dumps(_data(page, sheets), allow_nan=False).replace("<", "\\u003c"),
         "plotly": get_plotlyjs(),
         "script": static.joinpath("page.js").read_text(),
     }
     text = static.joinpath("page.html").read_text()
-    for name, value in parts.items():
-        text = text.replace(f"<!--{name}-->", value)
-    return text
+    return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], text)  # one pass: values are not looked into
 
 
 def _sheet_css(sheets: dict[str, Sheet | None]) -> str:
@@ -125,7 +129,7 @@ def _scores(page: Page) -> str:
             f"<td>{score.pearson:.3f}<td>{score.r2:.3f}<td>{score.n_models:,}<td>{score.n_targets:,}"
         )
     note = ""
-    if page.curve is not None:
+    if page.curve is not None and page.curve.asymptote is not None:
         size, last = int(page.curve.sizes[-1]), page.curve.scores[-1].lds
         note = (
             f"<p>With {size:,} models the {escape(page.curve_name)} reaches {last:.3f}. Twice as many would reach about "
@@ -220,6 +224,10 @@ def _clusters(page: Page) -> str:
     return f"<section><h2>Subgroups</h2>{agreement}<table><thead><tr><th>cluster<th>targets{head}<tbody>{rows}</table></section>"
 
 
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    return [round(float(value), 3) if np.isfinite(value) else None for value in values]
+
+
 def _data(page: Page, sheets: dict[str, Sheet | None]) -> dict[str, Any]:
     """What the script draws."""
     out: dict[str, Any] = {}
@@ -232,7 +240,7 @@ def _data(page: Page, sheets: dict[str, Sheet | None]) -> dict[str, Any]:
             "lds": page.curve.lds.tolist(),
             "low": [score.lds_ci[0] for score in page.curve.scores],
             "high": [score.lds_ci[1] for score in page.curve.scores],
-            "ahead": ahead.tolist(),
+            "ahead": ahead.tolist() if page.curve.asymptote is not None else [],
             "estimate": [page.curve.at(m) for m in ahead],
             "ceiling": first.lds_ceiling,
             "name": page.curve_name,
@@ -244,13 +252,13 @@ def _data(page: Page, sheets: dict[str, Sheet | None]) -> dict[str, Any]:
         colours = {"cluster": [str(c) for c in page.groups.clusters]}
         if page.labels is not None:
             colours = {page.labels_name: [str(label) for label in page.labels], **colours}
-        pictures = sheets["target"]
+        pictures = sheets["map"]
         out["map"] = {
             "x": np.round(page.groups.embedding[:, 0], 5).tolist(),
             "y": np.round(page.groups.embedding[:, 1], 5).tolist() if page.groups.embedding.shape[1] > 1 else None,
-            "names": [str(name) for name in page.targets.names],
+            "names": [str(name) for name in (page.map_examples or page.targets).names],
             "colours": colours,
-            "outputs": None if page.mean_outputs is None else np.round(page.mean_outputs, 3).tolist(),
+            "outputs": None if page.mean_outputs is None else _numbers(page.mean_outputs),
             "sheet": None if pictures is None else [pictures.columns, pictures.rows],
         }
     return out

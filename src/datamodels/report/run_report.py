@@ -17,7 +17,7 @@ from datamodels.errors import RequestError
 from datamodels.evaluation.curve import Curve, curve
 from datamodels.evaluation.lds import LDS, lds
 from datamodels.files import replacing
-from datamodels.regression.fit import resolve
+from datamodels.regression.estimators import from_description
 from datamodels.regression.problem import OUTPUTS
 from datamodels.report.page import Examples, Page, render
 from datamodels.run import Run
@@ -27,6 +27,7 @@ from datamodels.store import Store
 PAGE = "index.html"
 RESULTS = "results.json"
 _SHOWN = 12
+_CLUSTERS = 10
 
 
 def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
@@ -48,26 +49,21 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
     item = run.attributions[name]
     growth = None
     if item.test is not None:
-        estimator = resolve(attributions[name].provenance["estimator"]["name"])
-        growth = curve(
-            folder / run.stores[item.store], estimator, test=folder / run.stores[item.test], progress=progress
-        )
+        growth = _growth(attributions[name], folder / run.stores[item.store], folder / run.stores[item.test], progress)
     data = datasets.load(run.dataset) if run.dataset else None
-    hidden = data.test.hidden if data else None
-    groups = subgroups(
-        attributions[run.view.embedding],
-        n_clusters=None if hidden is not None else 10,
-        labels=hidden,
-        features=data.test.x if data else None,
-    )
+    embedded = attributions[run.view.embedding]
+    hidden = data.test.hidden[_targets(embedded)] if data and data.test.hidden is not None else None
+    features = data.test.x[_targets(embedded)] if data else None
+    groups = _groups(embedded, None if hidden is not None else _CLUSTERS, hidden, features)
+    shown = data.test.hidden[_targets(attributions[name])] if data and data.test.hidden is not None else None
     page = Page(
         title=run.title,
         facts=_facts(folder, run, attributions),
         scores=scores,
         attribution=attributions[name],
-        train=_examples(data.train if data else None, attributions[name].n_train),
-        targets=_examples(data.test if data else None, attributions[name].n_targets),
-        shown_targets=_choose(attributions[name].n_targets, hidden),
+        train=_examples(data.train if data else None, np.arange(attributions[name].n_train)),
+        targets=_examples(data.test if data else None, _targets(attributions[name])),
+        shown_targets=_choose(attributions[name].n_targets, shown),
         shown_name=name,
         curve=growth,
         curve_name=name,
@@ -75,7 +71,10 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         groups_name=run.view.embedding,
         labels=hidden,
         labels_name=(data.hidden_name if data else None) or "label",
-        mean_outputs=_mean_outputs(Store.open(folder / run.stores[item.store])),
+        map_examples=_examples(data.test if data else None, _targets(embedded)),
+        mean_outputs=_mean_outputs(
+            Store.open(folder / run.stores[run.attributions[run.view.embedding].store]), embedded
+        ),
         commands=["make demo"] if run.task == "datamodels.demo.task" else [],
     )
     _write(folder / PAGE, render(page))
@@ -99,17 +98,15 @@ def report_attribution(
     name = str(attribution.provenance.get("estimator", {}).get("name", "datamodel"))
     if stores:
         scores[name] = lds(attribution, list(stores), masks_key=masks_key, outputs_key=outputs_key)
-    groups = None
-    if attribution.n_targets >= 3:
-        groups = subgroups(attribution, n_clusters=min(n_clusters, attribution.n_targets // 2 or 1))
+    groups = _groups(attribution, n_clusters)
     target = Path(out) if out is not None else Path(path).with_suffix(".html")
     page = Page(
         title=f"Datamodels of {Path(path).name}",
         facts=_provenance_facts(attribution),
         scores=scores,
         attribution=attribution,
-        train=_examples(None, attribution.n_train),
-        targets=_examples(None, attribution.n_targets),
+        train=_examples(None, np.arange(attribution.n_train)),
+        targets=_examples(None, _targets(attribution)),
         shown_targets=_choose(attribution.n_targets, None),
         shown_name=name,
         groups=groups,
@@ -136,11 +133,39 @@ def _write(path: Path, text: str) -> None:
         raise RequestError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
-def _examples(split: Any, count: int) -> Examples:
+def _targets(attribution: Attribution) -> NDArray[np.int64]:
+    """Which outputs of the store the targets are."""
+    return attribution.target_facts.get("target", np.arange(attribution.n_targets))
+
+
+def _growth(attribution: Attribution, store: Path, test: Path, progress: bool) -> Curve:
+    """The curve of the estimator, rows and targets of an attribution."""
+    (source,) = attribution.provenance["sources"]
+    estimator = from_description(attribution.provenance["estimator"])
+    targets = _targets(attribution)
+    return curve(store, estimator, test=test, rows=source["rows"], targets=targets, progress=progress)
+
+
+def _groups(
+    attribution: Attribution,
+    n_clusters: int | None,
+    labels: NDArray[Any] | None = None,
+    features: NDArray[Any] | None = None,
+) -> Subgroups | None:
+    """Subgroups with as many clusters as the targets can bear; None when all datamodels are the same."""
+    distinct = len(np.unique(attribution.weights, axis=1).T)
+    if distinct < 3:
+        return None
+    if labels is not None and len(np.unique(labels)) <= distinct:
+        return subgroups(attribution, labels=labels, features=features)
+    return subgroups(attribution, n_clusters=min(n_clusters or _CLUSTERS, max(1, distinct // 2)))
+
+
+def _examples(split: Any, index: NDArray[np.int64]) -> Examples:
     if split is None:
-        return Examples([str(i) for i in range(count)])
-    names = split.y if split.hidden is None else split.hidden
-    return Examples([str(name) for name in names], split.images)
+        return Examples([str(i) for i in index])
+    names = (split.y if split.hidden is None else split.hidden)[index]
+    return Examples([str(name) for name in names], None if split.images is None else split.images[index])
 
 
 def _choose(n_targets: int, labels: NDArray[Any] | None) -> list[int]:
@@ -153,10 +178,12 @@ def _choose(n_targets: int, labels: NDArray[Any] | None) -> list[int]:
     return chosen[:_SHOWN]
 
 
-def _mean_outputs(store: Store, key: str = OUTPUTS) -> NDArray[np.float64] | None:
-    if key not in store.keys:
+def _mean_outputs(store: Store, attribution: Attribution) -> NDArray[np.float64] | None:
+    """Mean output of each target over the models of its store."""
+    if OUTPUTS not in store.keys:
         return None
-    return np.asarray(store.array(key))[store.completed()].reshape(int(store.completed().sum()), -1).mean(axis=0)
+    flat = store.array(OUTPUTS).reshape(store.n_models, -1)[store.completed()]
+    return flat[:, _targets(attribution)].mean(axis=0, dtype=np.float64)
 
 
 def _facts(folder: Path, run: Run, attributions: dict[str, Attribution]) -> list[tuple[str, str]]:

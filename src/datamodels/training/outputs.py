@@ -16,6 +16,8 @@ def _split(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], N
         raise RequestError(
             f"logits have shape {scores.shape} and labels {y.shape} of {y.dtype}; they must be (..., k, classes) and integers (k,)"
         )
+    if scores.shape[-1] < 2:
+        raise RequestError("a margin compares classes: there must be at least two")
     if len(y) and not 0 <= y.min() <= y.max() < scores.shape[-1]:
         raise RequestError(f"labels lie in {y.min()}..{y.max()}; there are {scores.shape[-1]} classes")
     index = np.broadcast_to(y, scores.shape[:-1])[..., None]

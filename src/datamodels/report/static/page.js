@@ -18,7 +18,7 @@
       { x: c.ahead, y: c.estimate, mode: "lines", name: "estimate", line: { dash: "dash", color: "#8a8f98" } },
       { x, y: c.lds, mode: "lines+markers", name: `${c.name}, 95 % interval`, line: { color: palette[0] } },
     ];
-    if (c.ceiling) traces.push({ x: [x[0], c.ahead.at(-1)], y: [c.ceiling, c.ceiling], mode: "lines",
+    if (c.ceiling) traces.push({ x: [x[0], c.ahead.at(-1) ?? x.at(-1)], y: [c.ceiling, c.ceiling], mode: "lines",
       name: "noise ceiling", line: { color: colour("--ink"), width: 1 } });
     Plotly.newPlot("curve", traces, layout({
       title: { text: "LDS against models", font: { size: 14 } }, legend: { x: 1, y: 0, xanchor: "right", bgcolor: "rgba(0,0,0,0)" },
@@ -66,11 +66,11 @@
       if (m.sheet) {
         const picture = document.createElement("div"), [columns, rows] = m.sheet;
         const percent = (at, count) => count === 1 ? "0" : `${100 * at / (count - 1)}%`;
-        picture.className = "picture target-picture";
+        picture.className = "picture map-picture";
         picture.style.backgroundPosition = `${percent(i % columns, columns)} ${percent(Math.floor(i / columns), rows)}`;
         lines.push(picture);
       }
-      for (const text of [`target ${i}: ${m.names[i]}`, `cluster ${m.colours.cluster[i]}`, m.outputs && `mean output ${m.outputs[i]}`]) {
+      for (const text of [`target ${i}: ${m.names[i]}`, `cluster ${m.colours.cluster[i]}`, m.outputs && m.outputs[i] !== null && `mean output ${m.outputs[i]}`]) {
         if (!text) continue;
         const line = document.createElement("div");
         line.textContent = text;
