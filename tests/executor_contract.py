@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,34 @@ class ExecutorContract:
         with pytest.raises(RequestError, match=message):
             self.train(store, task)
         assert not store.completed().any()
+
+    @pytest.mark.parametrize(
+        ("task", "message"),
+        [
+            (tasks.forgets_to_return, "the task returned NoneType; it must return a dict"),
+            (tasks.returns_too_few, "returned 1 rows of 'margins' for 4 indices"),
+        ],
+    )
+    def test_results_of_the_wrong_form_are_said(self, new_store: NewStore, task: Any, message: str) -> None:
+        store = new_store(4)
+        assert self.train(store, task).failed == [0, 1, 2, 3]
+        assert message in store.failures()[0].read_text()
+
+    def test_what_tasks_print_is_kept_from_standard_output(
+        self, new_store: NewStore, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.train(new_store(2), lambda index: print("hello") or tasks.good_values()).ok
+        said = capfd.readouterr()
+        assert "hello" in said.err
+        assert "hello" not in said.out
+
+    def test_rows_have_a_generator_without_a_design_too(self, tmp_path: Path) -> None:
+        from datamodels.spec import Spec
+
+        spec = Spec.model_validate({"num_models": 3, "schema": {"margins": {"shape": [4], "dtype": "float64"}}})
+        store = Store.create(tmp_path / "bare", spec=spec)
+        assert self.train(store, tasks.wants_rng).ok
+        np.testing.assert_array_equal(store.array("margins"), [store.rng(i).normal(size=4) for i in range(3)])
+        assert len(np.unique(store.array("margins"))) == 12
+        with pytest.raises(RequestError, match="'mask', which needs a store with a design"):
+            self.train(store, tasks.good)

@@ -152,9 +152,10 @@ class StoreContract:
         seed = Design(n_train=12, alpha=0.5, n_models=10, seed=4)
         with pytest.raises(RequestError, match="another design"):
             store.merge(Store.create(self.location(tmp_path, "seed"), schema=SCHEMA, design=seed))
+        small = {"margins": SCHEMA["margins"]}
+        other = Store.create(self.location(tmp_path, "schema"), schema=small, design=DESIGN)
         with pytest.raises(RequestError, match="another schema"):
-            small = {"margins": SCHEMA["margins"]}
-            store.merge(Store.create(self.location(tmp_path, "schema"), schema=small, design=DESIGN))
+            store.merge(other)
 
     def test_merge_needs_room(self, store: Store, tmp_path: Path) -> None:
         other = Store.create(self.location(tmp_path, "long"), schema=SCHEMA, design=DESIGN.with_models(20))

@@ -90,3 +90,36 @@ def sleeps(index: int) -> dict[str, Any]:
     (Path(os.environ["PID_FOLDER"]) / str(os.getpid())).touch()
     time.sleep(0.3)
     return {"margins": np.zeros(4)}
+
+
+def forks_and_dies(index: int) -> dict[str, Any]:
+    """A child outlives the worker and holds its pipe."""
+    if index == 0:
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        os._exit(3)
+    return {"margins": np.zeros(4)}
+
+
+def prints(index: int) -> dict[str, Any]:
+    print("hello from Python")
+    os.system("echo hello from a child")
+    return {"margins": np.zeros(4)}
+
+
+def forgets_to_return(index: int) -> None:
+    """Returns nothing."""
+
+
+@block_task(block_size=4)
+def returns_too_few(indices: np.ndarray) -> dict[str, Any]:
+    return {"margins": np.zeros((1, 4))}
+
+
+def wants_rng(index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {"margins": rng.normal(size=4)}
+
+
+def good_values() -> dict[str, Any]:
+    return {"margins": np.zeros(4)}

@@ -160,7 +160,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     data = example().to_anndata()
     data.uns["datamodels"]["format_version"] = 3
     data.write_h5ad(tmp_path / "new.h5ad")
-    with pytest.raises(NewerFormatError, match="version 3.*up to version 1"):
+    with pytest.raises(NewerFormatError, match=r"version 3.*up to version 1"):
         Attribution.load(tmp_path / "new.h5ad")
     with pytest.raises(RequestError, match=r"must end in \.h5ad"):
         example().save(tmp_path / "a.pkl")

@@ -220,3 +220,78 @@ def test_progress_in_plain_lines(new_store: NewStore, capsys: pytest.CaptureFixt
     first = capsys.readouterr().err.splitlines()[0]
     assert first == "fitting: 20/100, 5 failed, 2 targets/s, 38s left"
     assert [duration(x) for x in (5, 65, 3700, None)] == ["5s", "1m 05s", "1h 01m", "?"]
+
+
+def test_a_task_that_only_workers_cannot_import_fails_its_rows(
+    new_store: NewStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_broken.py").write_text(
+        "import multiprocessing\nif multiprocessing.parent_process(): raise RuntimeError('no GPU here')\n"
+        "def main(index): return {'margins': [0] * 4}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = new_store(6)
+    summary = train(store, "half_broken:main", jobs=2)
+    assert summary.failed == list(range(6))
+    assert "no GPU here" in store.failures()[0].read_text()
+
+
+def test_the_time_limit_does_not_count_imports(
+    new_store: NewStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        "import multiprocessing, time\nif multiprocessing.parent_process(): time.sleep(1.2)\n"
+        "def main(index): return {'margins': [0] * 4}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert train(new_store(4), "slow_import:main", jobs=1, timeout=0.8).ok
+
+
+def test_a_dead_worker_is_noticed_though_its_child_lives(new_store: NewStore) -> None:
+    store = new_store(5)
+    summary = train(store, tasks.forks_and_dies, jobs=1)
+    assert summary.failed == [0]
+    assert summary.done == 4
+    assert summary.seconds < 5
+
+
+def test_a_task_that_cannot_travel_is_refused(new_store: NewStore) -> None:
+    import threading
+
+    lock = threading.Lock()
+    with pytest.raises(RequestError, match="cannot be sent to worker processes"):
+        train(new_store(2), lambda index: lock, jobs=1)
+
+
+def test_a_script_from_standard_input_works(new_store: NewStore) -> None:
+    store = new_store(4)
+    program = (
+        "import datamodels as dm\n"
+        "def main(index): return {'margins': [index] * 4}\n"
+        f"if __name__ == '__main__': assert dm.train({str(store.path)!r}, main, jobs=1).ok\n"
+    )
+    subprocess.run([sys.executable, "-"], input=program, text=True, check=True, timeout=60)
+    assert store.completed().all()
+
+
+def test_json_of_train_is_one_object_whatever_tasks_print(new_store: NewStore) -> None:
+    import json
+
+    for executor in ("local", "inline"):
+        store = new_store(3, executor)
+        command = [sys.executable, "-m", "datamodels", "train", str(store.path), "--task", "tests.tasks:prints"]
+        result = subprocess.run([*command, "--executor", executor, "--json"], cwd=ROOT, capture_output=True, text=True)
+        if executor == "local":
+            assert json.loads(result.stdout)["done"] == 3
+            assert result.stderr.count("hello from a child") == 3
+        assert result.stderr.count("hello from Python") == 3
+
+
+def test_two_drivers_share_the_work(new_store: NewStore, tmp_path: Path) -> None:
+    store = new_store(300)
+    driver = start(store, "tests.tasks:slow_good", tmp_path, jobs=1)
+    wait_for(lambda: bool(store.completed().any()))
+    summary = train(store, tasks.slow_good, jobs=1)
+    driver.communicate(timeout=60)
+    assert 0 < summary.done < 290
+    assert store.completed().all()

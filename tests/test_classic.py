@@ -186,6 +186,7 @@ def test_a_config_with_our_section_alone_is_not_shown_to_a_strict_program(folder
         ("return {'masks': np.ones(8), 'margins': np.ones(3), '_completed': True}", "reserved"),
         ("return None", "must return a dict"),
         ("import sys; sys.exit()", "ended itself"),
+        ("import sys; sys.exit(256)", "ended itself"),
     ],
 )
 def test_a_job_that_fails_leaves_its_row_incomplete(folder: Path, body: str, message: str) -> None:
@@ -207,6 +208,7 @@ def test_a_job_that_fails_leaves_its_row_incomplete(folder: Path, body: str, mes
         (["--worker.index=1", "--worker.main_import=nowhere", "--worker.logdir=st"], "there is no module 'nowhere'"),
         (["--worker.index=1", "--worker.main_import=plain", "--worker.logdir=nowhere"], "there is no store"),
         (["--worker.index=1", "--worker.main_import=plain"], "--worker.logdir is required"),
+        (["--worker.index=1", "--worker.main_import=.plain", "--worker.logdir=st"], "give the name of a module"),
         (["--worker.idx=1"], "unknown option '--worker.idx'"),
     ],
 )
@@ -224,6 +226,13 @@ def test_a_job_that_takes_too_long_ends_with_a_status(folder: Path, wait: str) -
     result = worker(folder, 2, "late", "--worker.job_timeout=1", status=1)
     assert "longer than 1 seconds" in result.stderr or "Timeout" in result.stderr
     assert not Store.open(folder / "st").completed().any()
+
+
+def test_main_may_change_folder(folder: Path) -> None:
+    (folder / "mover.py").write_text(PLAIN.replace("assert", "import os; os.chdir('/'); assert"))
+    worker(folder, 7, "mover")
+    assert Store.open(folder / "st").completed()[7]
+    assert "--worker.index=7" in (folder / "st/cmds.txt").read_text()
 
 
 def test_worker_writes_into_a_folder_of_the_original(folder: Path) -> None:
@@ -387,6 +396,10 @@ def test_write_dataset_takes_a_slice_other_keys_and_every_row(tmp_path: Path) ->
         np.testing.assert_array_equal(a["outputs"], outputs[[0, 1, 3, 4], 1])
         assert a["rows"].tolist() == [0, 1, 3, 4]
         np.testing.assert_array_equal(b["outputs"], outputs[:, 1])
+    np.save(tmp_path / "_done.npy", np.arange(6) == 2)
+    run("regression.write_dataset", *common, "--cfg.out_path=d", "--cfg.completed_name=_done", cwd=tmp_path)
+    with np.load(tmp_path / "d") as d:
+        assert d["rows"].tolist() == [2]
     bad = run("regression.write_dataset", *common[:-1], "--cfg.y_slice=2", "--cfg.out_path=c", cwd=tmp_path, status=2)
     one_line(bad, "y_slice is 2")
 

@@ -212,6 +212,8 @@ def test_rows_are_independent_of_each_other_and_of_other_seeds() -> None:
         ({"kind": "antithetic", "alpha": 0.3}, "implies 0.5"),
         ({"kind": "explicit", "alpha": None}, "Design.explicit"),
         ({"kind": "unknown"}, "kind"),
+        ({"kind": "grouped", "groups": [0.0, float("nan")] * 12}, "training example 1 is missing"),
+        ({"kind": "grouped", "groups": ["a", None] * 12}, "training example 1 is missing"),
     ],
 )
 def test_bad_parameters_say_what_is_legal(more: dict[str, object], message: str) -> None:

@@ -80,7 +80,7 @@ def test_lds_is_the_mean_rank_correlation_on_unused_rows() -> None:
 def test_used_rows_are_an_error_and_never_taken_by_default() -> None:
     p = plant(100, 8, 2, noise=0.5)
     a = fit(masks=p.masks, outputs=p.outputs, rows=(0, 80), progress=False)
-    with pytest.raises(RequestError, match="10 of the 20 named rows were used by the fit .the first is row 70"):
+    with pytest.raises(RequestError, match=r"10 of the 20 named rows were used by the fit .the first is row 70"):
         lds(a, masks=p.masks, outputs=p.outputs, rows=(70, 90))
     whole = fit(masks=p.masks, outputs=p.outputs, progress=False)
     with pytest.raises(RequestError, match="0 rows are left"):

@@ -22,7 +22,7 @@ from datamodels.spec import KeySpec, Spec, check_rows, resolve_dtype
     [
         ("bool_", "bool"), ("bool", "bool"), ("bool8", "bool"), ("float16", "float16"), ("uint8", "uint8"),
         ("float", "float64"), ("float_", "float64"), ("int", "int64"), ("half", "float16"), ("single", "float32"),
-        ("double", "float64"), ("intc", "int32"), ("complex_", "complex128"),
+        ("double", "float64"), ("intc", "int32"), ("longfloat", "float128"), ("complex_", "complex128"),
     ],
 )  # fmt: skip
 def test_names_of_types_old_spellings_included(name: str, canonical: str) -> None:
@@ -32,12 +32,14 @@ def test_names_of_types_old_spellings_included(name: str, canonical: str) -> Non
 @pytest.mark.parametrize(
     "name", ["object", "object_", "str_", "datetime64", "void", "ndarray", "float17", "", "number"]
 )
-def test_other_names_are_refused(name: str) -> None:
+def test_other_names_are_refused(name: Any) -> None:
     with pytest.raises(ValidationError, match="not a numeric NumPy type"):
         KeySpec(shape=(1,), dtype=name)
 
 
-@pytest.mark.parametrize("key", ["_completed", "_checksum", "a/b", "..", "", ".hidden", "a b", "_design_masks"])
+@pytest.mark.parametrize(
+    "key", ["_completed", "_checksum", "a/b", "..", "", ".hidden", "a b", "_design_masks", "_labels"]
+)
 def test_keys_that_cannot_be_files_are_refused(key: str) -> None:
     with pytest.raises(ValidationError, match=r"reserved|cannot name a file"):
         Spec.model_validate({"num_models": 1, "schema": {key: {"shape": [], "dtype": "float32"}}})

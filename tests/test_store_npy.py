@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datamodels.design import Design
-from datamodels.errors import CorruptStoreError, NewerFormatError, StoreError
+from datamodels.errors import CorruptStoreError, NewerFormatError, RequestError, StoreError
 from datamodels.spec import Spec
 from datamodels.store import Store
 from datamodels.store import npy as npy_module
@@ -122,7 +122,7 @@ def test_an_edited_spec_is_refused(store: Store, change: object, message: str) -
 def test_a_newer_format_is_refused_with_both_versions(store: Store) -> None:
     file = store.path / "store.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 7}))
-    with pytest.raises(NewerFormatError, match="version 7.*up to version 1"):
+    with pytest.raises(NewerFormatError, match=r"version 7.*up to version 1"):
         Store.open(store.path)
 
 
@@ -152,6 +152,78 @@ def test_folders_of_the_original_library_open_as_they_are(tmp_path: Path) -> Non
     assert not store.verify().has_checksums
     store.extend(3)
     assert Store.open(tmp_path).n_models == 9
+
+
+def test_an_interrupted_extension_of_an_original_folder_is_repaired(tmp_path: Path) -> None:
+    """Headers are grown one after the other, the flags last: until then the old number of rows counts."""
+    np.save(tmp_path / "margins.npy", np.arange(8.0).reshape(4, 2))
+    np.save(tmp_path / "masks.npy", np.ones((7, 3), bool))  # its header is grown already
+    np.save(tmp_path / "_completed.npy", np.ones(4, bool))
+    store = Store.open(tmp_path)
+    assert store.keys == ["margins", "masks"]
+    assert store.n_models == 4
+    store.extend(2)
+    assert np.load(tmp_path / "masks.npy").shape == (6, 3)
+
+
+def test_files_beside_the_keys_of_an_original_folder_are_left_alone(tmp_path: Path) -> None:
+    np.save(tmp_path / "margins.npy", np.zeros((4, 2)))
+    np.save(tmp_path / "_completed.npy", np.zeros(4, bool))
+    np.save(tmp_path / "names.npy", np.array(["a", "b", "c", "d"]))
+    np.save(tmp_path / "alpha.npy", np.float64(0.5))
+    np.save(tmp_path / "objects.npy", np.array([None] * 4), allow_pickle=True)
+    np.save(tmp_path / "seeds.npy", np.arange(2))
+    assert Store.open(tmp_path).keys == ["margins"]
+
+
+def test_a_verification_beside_a_writer_finds_nothing(store: Store) -> None:
+    import threading
+
+    stop = threading.Event()
+
+    def write() -> None:
+        mine, row = Store.open(store.path), 0
+        while not stop.is_set():
+            mine.write_row(row % 10, values(row % 10), overwrite=True)
+            row += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(150):
+            assert Store.open(store.path).verify().bad_rows == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_heartbeats_that_cannot_be_read_are_passed_over(store: Store) -> None:
+    store.heartbeat("a", {"updated": 0, "rows_per_second": 1.0, "running": True})
+    (store.path / "campaigns" / ".a.123.json").write_text("")
+    (store.path / "campaigns" / "b.json").write_text("{")
+    assert len(store.campaigns()) == 1
+    assert store.status().rows_per_second is None
+
+
+def test_integers_are_kept_whatever_stands_beside_them(tmp_path: Path) -> None:
+    spec = Spec.model_validate({"num_models": 3, "schema": {"n": {"shape": [], "dtype": "int64"}}})
+    store = Store.create(tmp_path / "s", spec=spec)
+    store.write_rows([0, 1, 2], {"n": [np.int64(2**53 + 1), 1.0, True]})
+    assert np.asarray(store.array("n")).tolist() == [2**53 + 1, 1, 1]
+
+
+def test_sizes_that_no_disk_holds_are_an_error(tmp_path: Path) -> None:
+    spec = Spec.model_validate({"num_models": 3, "schema": {"n": {"shape": [2**32, 2**32], "dtype": "int64"}}})
+    with pytest.raises(StoreError, match="cannot create"):
+        Store.create(tmp_path / "s", spec=spec)
+
+
+def test_bytes_that_are_no_masks_are_refused(tmp_path: Path) -> None:
+    spec = Spec.model_validate({"num_models": 3, "schema": {"masks": {"shape": [4], "dtype": "uint8"}}})
+    store = Store.create(tmp_path / "s", spec=spec)
+    store.write_row(1, {"masks": [0, 1, 2, 0]})
+    with pytest.raises(RequestError, match="holds 2"):
+        store.masks()
 
 
 def test_an_interrupted_creation_is_said_and_not_opened(store: Store) -> None:

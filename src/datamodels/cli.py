@@ -113,7 +113,7 @@ def init(
     design = None
     if masks is not None or n_train is not None or alpha is not None:
         design = _design(parsed.num_models, alpha, n_train, kind, seed, replicates, groups, strata, masks)
-    elif kind != "fixed_size" or groups or strata:
+    elif kind != "fixed_size" or groups or strata or seed or replicates != 1:
         raise RequestError("a design needs --n-train (and --alpha for most kinds)")
     made = Store.create(store, spec=parsed, design=design, labels=None if labels is None else _labels(labels))
     text = f"made a store of {made.n_models} models at {store}"
@@ -127,6 +127,13 @@ def _design(
     from datamodels.design import Design
 
     if masks is not None:
+        if any(given is not None for given in (alpha, n_train, groups, strata)) or kind not in (
+            "fixed_size",
+            "explicit",
+        ):
+            raise RequestError(
+                "--masks is a design by itself: leave out --alpha, --n-train, --kind, --groups and --strata"
+            )
         import numpy as np
 
         return Design.explicit(np.load(masks, allow_pickle=False), replicates=replicates, seed=seed)
@@ -645,7 +652,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     warnings.showwarning = _show_warning
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(arguments, prog_name="datamodels", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
     except _UsageProblem as error:

@@ -31,7 +31,11 @@ _NEEDS_ALPHA = ("fixed_size", "bernoulli", "grouped", "stratified")
 
 def _codes(labels: ArrayLike) -> tuple[int, ...]:
     """Labels of any kind as integers 0..k-1, in sorted order of the labels."""
-    return tuple(np.unique(np.asarray(labels), return_inverse=True)[1].ravel().tolist())
+    array = np.asarray(labels)
+    missing = [i for i, label in enumerate(array.tolist()) if label is None or label != label]
+    if missing:
+        raise ValueError(f"the label of training example {missing[0]} is missing; give every example one")
+    return tuple(np.unique(array, return_inverse=True)[1].ravel().tolist())
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

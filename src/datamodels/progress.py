@@ -44,7 +44,7 @@ class Progress:
         self._next_line = self._started + _FIRST_LINE_AFTER
         self._bar: Any = None
         self._task: Any = None
-        self._printed = False
+        self._printed = 0  # how many items had ended at the last line
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
@@ -59,7 +59,7 @@ class Progress:
         if self._bar is not None:
             self._draw()
             self._bar.stop()
-        elif self._printed:
+        elif self._printed and self._printed != self.done + self.failed:
             self._line()
 
     def advance(self, done: int = 1, failed: int = 0) -> None:
@@ -94,7 +94,7 @@ class Progress:
         return f"{self.done}/{self.total}{failed}, {rate}, {duration(self.seconds_left)} left"
 
     def _line(self) -> None:
-        self._printed = True
+        self._printed = self.done + self.failed
         print(f"{self.title}: {self._text()}", file=sys.stderr, flush=True)
 
     def _open_bar(self) -> None:

@@ -18,6 +18,8 @@ from datamodels.errors import RequestError, RowError, first_line
 
 COMPLETED = "_completed"
 CHECKSUM = "_checksum"
+LABELS = "_labels"
+DESIGN_MASKS = "_design_masks"
 MASKS = "masks"
 
 _OLD_SPELLINGS = {
@@ -34,13 +36,15 @@ _OLD_SPELLINGS = {
     "complex_": "complex128",
     "cfloat": "complex128",
     "singlecomplex": "complex64",
+    "longfloat": "longdouble",
+    "longcomplex": "clongdouble",
+    "clongfloat": "clongdouble",
 }
 
 
 def resolve_dtype(name: Any) -> str:
     """The canonical name of a numeric NumPy scalar type, old spellings included."""
-    text = name if isinstance(name, str) else np.dtype(name).name
-    text = _OLD_SPELLINGS.get(text, text)
+    text = _OLD_SPELLINGS.get(name, name) if isinstance(name, str) else ""
     try:
         dtype = np.dtype(text)
     except TypeError:
@@ -85,9 +89,9 @@ class Spec(BaseModel):
     @classmethod
     def _names(cls, fields: dict[str, KeySpec]) -> dict[str, KeySpec]:
         for key in fields:
-            if key in (COMPLETED, CHECKSUM):
+            if key in (COMPLETED, CHECKSUM, LABELS, DESIGN_MASKS):
                 raise ValueError(f"the key {key!r} is reserved")
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", key) or key.startswith("_design"):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", key):
                 raise ValueError(f"the key {key!r} cannot name a file; use letters, digits, '_', '-' and '.'")
         return fields
 
@@ -145,7 +149,23 @@ def check_rows(fields: Mapping[str, KeySpec], values: Mapping[str, Any], n_rows:
     if unknown or missing:
         said = [f"unknown {unknown}"] * bool(unknown) + [f"missing {missing}"] * bool(missing)
         raise RowError(f"the row's keys are wrong: {', '.join(said)}; the schema has {sorted(fields)}")
-    return {key: _check_value(key, field, values[key], n_rows) for key, field in fields.items()}
+    return {key: _check_column(key, field, values[key], n_rows) for key, field in fields.items()}
+
+
+def _check_column(key: str, field: KeySpec, value: Any, n_rows: int) -> NDArray[Any]:
+    """The values of one key. Items of a list are cast one by one: NumPy would first give them all one
+    type, and so change a large integer that stands beside a float."""
+    if isinstance(value, list | tuple) and len(value) == n_rows:
+        items = [_check_value(key, field, _one(key, item), 1) for item in value]
+        return np.concatenate(items) if items else np.empty((0, *field.shape), field.numpy_dtype)
+    return _check_value(key, field, value, n_rows)
+
+
+def _one(key: str, item: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(item)[None]
+    except Exception as error:
+        raise RowError(f"{key!r} cannot become an array: {first_line(error)}") from None
 
 
 def _check_value(key: str, field: KeySpec, value: Any, n_rows: int) -> NDArray[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,9 @@ class Runner(Protocol):
 
     #: Whether a block is one indivisible step; its time limit then counts for the whole block.
     whole_blocks: bool
+
+    def prepare(self) -> None:
+        """Load whatever rows need; called once per worker, and outside of any time limit."""
 
     def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]: ...
 
@@ -93,6 +98,10 @@ class InlineExecutor(Executor):
 
     def poll(self, wait: float) -> list[RowOutcome]:
         blocks, self._waiting = self._waiting, []
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            return self._run(blocks)
+
+    def _run(self, blocks: list[Sequence[int]]) -> list[RowOutcome]:
         return [news for rows in blocks for news in self._runner(rows) if news.ended != "started"]
 
 

@@ -12,12 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, first_line
 from datamodels.executors.base import Executor, RowOutcome, Runner, one_thread, trace_of, usable_cpus
 
 _END_GRACE = 2.0
@@ -36,7 +36,7 @@ class _Worker:
     def end(self, how: int = signal.SIGTERM) -> None:
         if self.process.is_alive():
             os.kill(self.process.pid, how)
-        self.process.join(_END_GRACE)
+            self.process.join(_END_GRACE)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -80,7 +80,13 @@ class LocalExecutor(Executor):
     def __enter__(self) -> LocalExecutor:
         import cloudpickle
 
-        self._payload = cloudpickle.dumps(self._runner)
+        try:
+            self._payload = cloudpickle.dumps(self._runner)
+        except Exception as error:
+            raise RequestError(
+                f"the task cannot be sent to worker processes ({first_line(error)}): name it as 'PKG.MODULE:FUNCTION', "
+                "or use executor='inline'"
+            ) from None
         self._workers = [self._start() for _ in range(self.slots)]
         return self
 
@@ -104,7 +110,8 @@ class LocalExecutor(Executor):
             process = context.Process(
                 target=_work, args=(self._payload, theirs, watched, self._threads), name="datamodels-worker"
             )
-            process.start()
+            with _importable_main():
+                process.start()
         finally:
             for name, value in before.items():
                 if value is None:
@@ -127,9 +134,9 @@ class LocalExecutor(Executor):
             worker.pipe.send(list(rows))
 
     def poll(self, wait_seconds: float) -> list[RowOutcome]:
-        pipes = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(pipes), timeout=self._patience(wait_seconds)):
-            self._receive(pipes[pipe])  # type: ignore[index]
+        wait([worker.pipe for worker in self._workers], timeout=self._patience(wait_seconds))
+        for worker in list(self._workers):
+            self._receive(worker)
         now = time.monotonic()
         if self._timeout is not None:
             for worker in [w for w in self._workers if w.ready and w.pending and now - w.since > self._timeout]:
@@ -159,9 +166,13 @@ class LocalExecutor(Executor):
                 self._outcomes.append(message)
         except (EOFError, OSError):
             self._replace_dead(worker)
+        else:  # a forked child of a dead worker may hold its pipe open, so that no end of it is heard
+            if not worker.process.is_alive() and not worker.pipe.poll():
+                self._replace_dead(worker)
 
     def _replace_dead(self, worker: _Worker) -> None:
-        worker.process.join(_END_GRACE)
+        if worker.process.is_alive():
+            worker.process.join(_END_GRACE)
         code = worker.process.exitcode
         cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         text = f"the worker process ended with {cause} while it ran this row"
@@ -193,30 +204,66 @@ class LocalExecutor(Executor):
 def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
+    os.dup2(2, 1)  # standard output is for results; what tasks print goes to standard error
     threading.Thread(target=_end_with_driver, args=(alive,), daemon=True).start()
     import cloudpickle
 
+    runner: Runner | None = None
+    broken = ""
     try:
-        runner: Runner = cloudpickle.loads(payload)
-        broken = None
-    except BaseException as error:
-        broken = trace_of(error)
+        runner = cloudpickle.loads(payload)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        runner.prepare()
+    except (Exception, SystemExit) as error:
+        broken = f"the task could not be loaded in a worker process:\n{trace_of(error)}"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     try:
         pipe.send(None)
         while True:
             rows = pipe.recv()
-            if broken is not None:
+            if broken or runner is None:
                 for row in rows:
-                    pipe.send(
-                        RowOutcome(row, "failed", text=f"the task could not be loaded in a worker process:\n{broken}")
-                    )
-                continue
-            for outcome in runner(rows):
-                pipe.send(outcome)
+                    pipe.send(RowOutcome(row, "failed", text=broken))
+            else:
+                _run_block(runner, rows, pipe)
     except (EOFError, OSError):
         os._exit(0)
+
+
+def _run_block(runner: Runner, rows: Sequence[int], pipe: Connection) -> None:
+    """Run a block and send its news; an error of the runner itself fails the rows that are left."""
+    left = set(rows)
+    news = runner(rows)
+    while True:
+        try:
+            outcome = next(news)
+        except StopIteration:
+            return
+        except Exception as error:
+            for row in sorted(left):
+                pipe.send(RowOutcome(row, "failed", text=trace_of(error)))
+            return
+        if outcome.ended != "started":
+            left.discard(outcome.row)
+        pipe.send(outcome)
+
+
+@contextlib.contextmanager
+def _importable_main() -> Iterator[None]:
+    """Hide the file of a main module that is no file (a script from standard input), since workers
+    would try to run it; its functions travel by value anyway."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or os.path.exists(file):
+        yield
+        return
+    main.__file__ = None
+    try:
+        yield
+    finally:
+        main.__file__ = file
 
 
 def _end_with_driver(alive: Connection) -> None:

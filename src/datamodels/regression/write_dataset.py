@@ -15,6 +15,7 @@ from datamodels import options
 from datamodels.errors import RequestError
 from datamodels.regression import dataset_file
 from datamodels.store import Store
+from datamodels.store.array import RowArray
 
 _CHUNK = 1024
 
@@ -81,7 +82,9 @@ def write_dataset(config: Config) -> int:
 def _completed(store: Store, config: Config) -> NDArray[np.bool_]:
     if config.completed_name == "_completed":
         return store.completed()
-    return np.asarray(store.array(config.completed_name)).astype(np.bool_).reshape(store.n_models)
+    flags = RowArray.read(store.path / f"{config.completed_name}.npy")
+    flags.check_size(store.n_models)
+    return np.asarray(flags.memmap(store.n_models)).astype(np.bool_).reshape(store.n_models)
 
 
 def _chunks(array: NDArray[Any], rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:

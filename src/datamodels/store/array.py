@@ -7,6 +7,7 @@ import errno
 import fcntl
 import io
 import itertools
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from datamodels.errors import CorruptStoreError, StoreError, first_line
 from datamodels.files import replacing
 
 
+class NotRows(CorruptStoreError):
+    """A file that is no array of rows of numbers."""
+
+
 @dataclass(frozen=True)
 class RowArray:
     """One ``.npy`` file: where its rows lie."""
@@ -33,7 +38,7 @@ class RowArray:
 
     @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @classmethod
     def read(cls, path: Path) -> RowArray:
@@ -54,10 +59,10 @@ class RowArray:
             raise CorruptStoreError(f"{path} is missing from the store") from None
         except (ValueError, OSError) as error:
             raise CorruptStoreError(f"{path} is not a readable .npy file: {first_line(error)}") from None
+        if not shape or dtype.kind not in "biufc":
+            raise NotRows(f"{path} holds {dtype} of shape {shape}; a store holds rows of numbers")
         if fortran and len(shape) > 1:
             raise CorruptStoreError(f"{path} is in Fortran order; a store has one row after the other")
-        if not shape or dtype.kind not in "biufc":
-            raise CorruptStoreError(f"{path} holds {dtype} of shape {shape}; a store holds rows of numbers")
         return cls(path, offset, shape, dtype)
 
     def check_size(self, rows: int) -> None:
@@ -115,7 +120,7 @@ def allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], made: lis
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     made.append(path)
     try:
-        reserve(fd, len(header) + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        reserve(fd, len(header) + math.prod(shape) * dtype.itemsize)
         pwrite(fd, header, 0)
         flush(fd)
     finally:

@@ -7,6 +7,7 @@ neighbour's bytes are never touched.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line, newer_format
-from datamodels.spec import CHECKSUM, COMPLETED, Spec
+from datamodels.spec import CHECKSUM, COMPLETED, DESIGN_MASKS, LABELS, Spec
 from datamodels.store.array import (
+    NotRows,
     RowArray,
     allocate,
     flush,
@@ -38,8 +40,8 @@ from datamodels.store.base import FORMAT_VERSION, Store, row_checksum
 from datamodels.version import versions
 
 _META = "store.json"
-_DESIGN_MASKS = "_design_masks.npy"
-_LABELS = "_labels.npy"
+_DESIGN_MASKS = f"{DESIGN_MASKS}.npy"
+_LABELS = f"{LABELS}.npy"
 _EXTEND_LOCK = 1 << 60
 
 
@@ -81,7 +83,7 @@ class NpyStore(Store):
             ) from None
         except BaseException as error:
             remove(made)
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError | OverflowError):
                 raise
             raise StoreError(
                 f"cannot create a store at {str(path)!r}: {first_line(error)}; nothing was left behind"
@@ -151,10 +153,13 @@ class NpyStore(Store):
         arrays = {COMPLETED: RowArray.read(path / f"{COMPLETED}.npy")}
         rows = arrays[COMPLETED].shape[0]
         for file in sorted(path.glob("*.npy")):
-            if not file.name.startswith("_"):
-                array = RowArray.read(file)
-                if array.shape[0] == rows:
-                    arrays[file.stem] = array
+            if not file.name.startswith(("_", ".")):
+                with contextlib.suppress(NotRows):  # a file of the user's beside the keys
+                    array = RowArray.read(file)
+                    if array.shape[0] >= rows:  # more when an extension was interrupted: the flags count
+                        arrays[file.stem] = array
+        if len(arrays) == 1:
+            raise CorruptStoreError(f"{path} has {COMPLETED}.npy of {rows} rows and no array that has as many")
         schema = {
             key: {
                 "shape": array.shape[1:],
@@ -287,7 +292,11 @@ class NpyStore(Store):
 
     def campaigns(self) -> list[dict[str, Any]]:
         folder = self.path / "campaigns"
-        return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+        beats = []
+        for file in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else ():
+            with contextlib.suppress(OSError, ValueError):  # being replaced, or left by a killed process
+                beats.append(json.loads(file.read_text()))
+        return beats
 
 
 def _digest(spec: dict[str, Any], design: dict[str, Any] | None) -> str:

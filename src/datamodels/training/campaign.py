@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import random
 import time
 import uuid
 import warnings
@@ -21,13 +22,14 @@ from datamodels.executors.local import LocalExecutor
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS
 from datamodels.store import Store
-from datamodels.training.task import BlockTask, TaskRunner, arguments_of, load_task
+from datamodels.training.task import BlockTask, TaskRunner, load_task
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
 _BACK_OFF = 0.5
 _LONGEST_BACK_OFF = 60.0
 _HEARTBEAT = 1.0
+_BEAT_IS_OLD = 10.0
 _TICK = 0.25
 
 EXECUTORS = ("local", "inline")
@@ -111,8 +113,8 @@ def train(
     if retries < 0:
         raise RequestError(f"retries is {retries}; give 0 or more")
     function = load_task(task)
-    arguments_of(function)
     runner = TaskRunner(str(Path(store.path).resolve()), task, isinstance(function, BlockTask))
+    runner.prepare()
     if executor not in EXECUTORS:
         raise RequestError(f"executor {executor!r} is unknown; legal: {', '.join(EXECUTORS)}")
     where: Executor
@@ -135,6 +137,7 @@ class _Campaign:
         self.show = progress
         self.name = uuid.uuid4().hex[:12]
         done = store.completed()
+        self.known_done = done
         self.ready: deque[list[int]] = deque(self._first_blocks(np.flatnonzero(~done).tolist()))
         self.delayed: list[tuple[float, int]] = []
         self.attempts: dict[int, int] = {}
@@ -167,6 +170,8 @@ class _Campaign:
         if self.ready:
             try:
                 with self.bar, self.executor:
+                    self._beat(running=True)
+                    self._keep_apart()
                     self._loop()
             except KeyboardInterrupt:
                 interrupted = True
@@ -186,8 +191,13 @@ class _Campaign:
                 self.ready.append([heapq.heappop(self.delayed)[1]])
             while self.executor.free and self.ready:
                 rows = self._next_block()
-                self.running.update(rows)
-                self.executor.submit(rows)
+                elsewhere = [row for row in rows if self.known_done[row]]
+                rows = [row for row in rows if not self.known_done[row]]
+                self.there += len(elsewhere)
+                self.bar.advance(len(elsewhere))
+                if rows:
+                    self.running.update(rows)
+                    self.executor.submit(rows)
             if not self.running:
                 time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
                 continue
@@ -196,6 +206,12 @@ class _Campaign:
                 self._take(outcome)
             self.bar.advance(self.done + self.there - finished, len(self.failed) - failed)
             self._beat(running=True)
+
+    def _keep_apart(self) -> None:
+        """Start somewhere else when another campaign is at this store, so that work is shared."""
+        others = [beat for beat in self.store.campaigns() if beat.get("name") != self.name]
+        if any(beat.get("running") and time.time() - beat.get("updated", 0) < _BEAT_IS_OLD for beat in others):
+            self.ready.rotate(random.randrange(len(self.ready)))
 
     def _next_block(self) -> list[int]:
         """A block of the grid, or as many rows as are worth one message."""
@@ -240,9 +256,10 @@ class _Campaign:
         if running and now < self.next_beat:
             return
         self.next_beat = now + _HEARTBEAT
-        self.store.heartbeat(
-            self.name, {"updated": time.time(), "rows_per_second": self.bar.rate or 0.0, "running": running}
-        )
+        self.known_done = self.store.completed()
+        rate = self.bar.rate or 0.0
+        beat = {"name": self.name, "updated": time.time(), "rows_per_second": rate, "running": running}
+        self.store.heartbeat(self.name, beat)
 
     def _subsets_without_class(self) -> list[int]:
         """Rows whose subset has no example of some class, when the store knows the labels."""

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def load_task(task: str | Function) -> Function:
 
 
 _ROW_NAMES = ("index", "mask", "rng", "logdir", "design")
+_NEED_DESIGN = ("mask", "masks", "design")
 _BLOCK_NAMES = ("indices", "masks", "rngs", "logdir", "design")
 
 
@@ -128,15 +129,27 @@ class TaskRunner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _prepare(self) -> Store:
+    def prepare(self) -> None:
+        """Load the task and open the store, once.
+
+        Raises
+        ------
+        RequestError
+            when the task cannot be imported, or needs what the store cannot give.
+        """
         if self._store is None:
             self._function = load_task(self.task)
+            store = Store.open(self.store_path)
             self._first, self._names = arguments_of(self._function)
-            self._store = Store.open(self.store_path)
-        return self._store
+            wanted = [name for name in self._names if name in _NEED_DESIGN]
+            if wanted and store.design is None:
+                raise RequestError(f"the task names {wanted[0]!r}, which needs a store with a design")
+            self._store = store
 
     def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:
-        store = self._prepare()
+        self.prepare()
+        assert self._store is not None
+        store = self._store
         done = store.completed()
         yield from (RowOutcome(row, "there") for row in rows if done[row])
         missing = [row for row in rows if not done[row]]
@@ -165,8 +178,8 @@ class TaskRunner:
         started = time.monotonic()
         try:
             values = self._call(store, rows)
-            table = [(row, {key: value[i] for key, value in values.items()}) for i, row in enumerate(rows)]
             _check_lengths(values, len(rows))
+            table = [(row, {key: value[i] for key, value in values.items()}) for i, row in enumerate(rows)]
         except (Exception, SystemExit) as error:
             seconds = (time.monotonic() - started) / len(rows)
             yield from (RowOutcome(row, "failed", seconds, trace_of(error)) for row in rows)
@@ -177,7 +190,10 @@ class TaskRunner:
     def _call(self, store: Store, rows: int | Sequence[int]) -> dict[str, Any]:
         values = {name: self._argument(store, name, rows) for name in self._names}
         positional = [np.asarray(rows) if self.whole_blocks else rows] if self._first else []
-        return self._function(*positional, **values)
+        result = self._function(*positional, **values)
+        if not isinstance(result, Mapping):
+            raise RowError(f"the task returned {type(result).__name__}; it must return a dict {{key: array}}")
+        return dict(result)
 
     def _argument(self, store: Store, name: str, rows: Any) -> Any:
         if name == "index":
@@ -188,17 +204,16 @@ class TaskRunner:
             folder = Path(self.store_path) / "workers" / str(rows if not self.whole_blocks else f"block-{rows[0]}")
             folder.mkdir(parents=True, exist_ok=True)
             return str(folder)
-        if store.design is None:
-            raise RequestError(f"the task names {name!r}, which needs a store with a design")
+        if name == "rng":
+            return store.rng(rows)
+        if name == "rngs":
+            return [store.rng(int(row)) for row in rows]
+        assert store.design is not None
         if name == "design":
             return store.design
         if name == "mask":
             return store.design.mask(rows)
-        if name == "masks":
-            return np.stack([store.design.mask(int(row)) for row in rows])
-        if name == "rngs":
-            return [store.design.rng(int(row)) for row in rows]
-        return store.design.rng(rows)
+        return np.stack([store.design.mask(int(row)) for row in rows])
 
 
 def _check_lengths(values: dict[str, Any], count: int) -> None:
@@ -215,7 +230,8 @@ def _write(store: Store, rows: list[tuple[int, dict[str, Any], float]]) -> Itera
         keys = list(rows[0][1])
         if any(list(values) != keys for _, values, _ in rows):
             raise RowError("rows have different keys")
-        store.write_rows([row for row, _, _ in rows], {key: [values[key] for _, values, _ in rows] for key in keys})
+        table = {key: [values[key] for _, values, _ in rows] for key in keys}
+        written = set(store.write_rows([row for row, _, _ in rows], table))
     except Exception as error:
         if len(rows) == 1:
             yield RowOutcome(rows[0][0], "failed", rows[0][2], trace_of(error))
@@ -223,7 +239,8 @@ def _write(store: Store, rows: list[tuple[int, dict[str, Any], float]]) -> Itera
         for one in rows:
             yield from _write(store, [one])
         return
-    yield from (RowOutcome(row, "done", seconds) for row, _, seconds in rows)
+    for row, _, seconds in rows:
+        yield RowOutcome(row, "done" if row in written else "there", seconds)
 
 
 def make_importable(folder: str | Path) -> None:

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         given = options.parse(argv, _SECTIONS, foreign=True)
         worker: Worker = options.build(given, _SECTIONS)["worker"]
+        worker = worker.model_copy(update={"logdir": str(Path(worker.logdir).resolve())})  # main may change folder
         store = Store.open(worker.logdir)
         if not 0 <= worker.index < store.n_models:
             raise RequestError(f"--worker.index is {worker.index}; the store has rows 0..{store.n_models - 1}")
@@ -87,7 +88,8 @@ def _run(worker: Worker, given: options.Options) -> dict[str, Any]:
         options.fail(error)
     except SystemExit as error:
         print(f"error: {worker.main_import} ended itself before it returned a row", file=sys.stderr)
-        raise SystemExit(error.code or 1) from None
+        code = error.code if isinstance(error.code, int) else 1
+        raise SystemExit(code if code & 0xFF else 1) from None
     except Exception as error:
         if not isinstance(error, RowError):
             traceback.print_exc()
@@ -100,6 +102,8 @@ def _run(worker: Worker, given: options.Options) -> dict[str, Any]:
 
 
 def _find_main(name: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise RequestError(f"--worker.main_import is {name!r}; give the name of a module, like PKG.MODULE")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,0 +1,209 @@
+"""The command line in real processes: exit statuses, one-line errors, JSON alone on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodels import Attribution, Store
+from datamodels.cli import app
+from datamodels.cli import main as cli_main
+
+TASK = """
+import numpy as np
+WEIGHTS = np.random.default_rng(0).normal(size=(10, 3))
+def main(index, mask, rng, logdir):
+    if index == 5 and not __import__("os").path.exists("fixed"):
+        raise ValueError("five is broken")
+    return {"margins": mask @ WEIGHTS + 0.1 * rng.normal(size=3)}
+"""
+
+
+def run(*arguments: str, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([sys.executable, "-m", "datamodels", *arguments], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == status, result.stderr
+    return result
+
+
+def in_process(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> Any:
+    """The same without the cost of a process; returns the JSON, or the error line."""
+    with pytest.raises(SystemExit) as ended:
+        cli_main([*arguments, *(["--json"] if status != 2 else [])])
+    said = capsys.readouterr()
+    assert ended.value.code == status, said.err
+    if status == 2:
+        assert said.out == ""
+        assert len(said.err.strip().splitlines()) == 1
+        assert said.err.startswith("error: ")
+        return said.err
+    return json.loads(said.out)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text(TASK)
+    schema = {"masks": {"shape": [10], "dtype": "bool"}, "margins": {"shape": [3], "dtype": "float32"}}
+    (tmp_path / "spec.json").write_text(json.dumps({"num_models": 120, "schema": schema}))
+    return tmp_path
+
+
+def test_the_whole_flow_in_commands(folder: Path) -> None:
+    made = run("init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10", "--seed", "1", cwd=folder)
+    assert "120 models" in made.stdout
+    trained = json.loads(
+        run("train", "st", "--task", "task:main", "--jobs", "2", "--json", cwd=folder, status=1).stdout
+    )
+    assert trained["failed"] == [5]
+    assert trained["ok"] is False
+    status = json.loads(run("status", "st", "--json", cwd=folder).stdout)
+    assert (status["models"], status["completed"], status["failed"], status["pending"]) == (120, 119, 1, 0)
+    assert {"rows_per_second", "seconds_left"} <= set(status)
+    (folder / "fixed").touch()
+    assert run("train", "st", "--task", "task:main", cwd=folder).stdout.strip() == "st: complete"
+    assert json.loads(run("verify", "st", "--json", cwd=folder).stdout)["ok"] is True
+    fitted = run("fit", "st", "--rows", "0:100", "--lambdas", "40", "--out", "a.h5ad", "--json", cwd=folder)
+    assert json.loads(fitted.stdout)["gap"] <= 1e-5
+    score = json.loads(run("evaluate", "a.h5ad", "st", "--json", cwd=folder).stdout)
+    assert score["lds"] > 0.95
+    assert score["lds_ci"][0] <= score["lds"] <= score["lds_ci"][1]
+    assert (score["n_models"], score["n_targets"], score["lds_ceiling"]) == (20, 3, None)
+    truth = np.random.default_rng(0).normal(size=(10, 3))
+    found = Attribution.load(folder / "a.h5ad").weights
+    # subsets of a fixed size know the weights up to one constant per target
+    np.testing.assert_allclose(found - found.mean(axis=0), truth - truth.mean(axis=0), atol=0.15)
+
+
+def test_stores_grow_and_merge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fixed").touch()
+    design = ("--spec", "spec.json", "--alpha", "0.5", "--n-train", "10")
+    in_process(capsys, "init", "a", *design)
+    in_process(capsys, "init", "b", *design)
+    in_process(capsys, "train", "b", "--task", "task:main", "--executor", "inline")
+    assert len(in_process(capsys, "merge", "a", "b")["copied"]) == 120
+    assert in_process(capsys, "extend", "a", "30")["models"] == 150
+    assert in_process(capsys, "status", "a")["pending"] == 30
+    with (folder / "b" / "margins.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x17")
+    assert in_process(capsys, "verify", "b", status=1)["bad_rows"] == [119]
+
+
+def test_published_matrices_are_fitted_directly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((300, 12)) < 0.5
+    np.save("train_masks_50pct.npy", masks)
+    np.save("test_margins_50pct.npy", (masks @ rng.normal(size=(12, 4)) + rng.normal(size=(300, 4))).astype(np.float16))
+    files = ("--masks", "train_masks_50pct.npy", "--outputs", "test_margins_50pct.npy")
+    for estimator in ("lasso", "ridge", "elasticnet", "ols", "difference"):
+        facts = in_process(
+            capsys, "fit", *files, "--estimator", estimator, "--rows", ":250", "--targets", "1:4", "--out", "x.h5ad"
+        )
+        assert facts["n_targets"] == 3
+        assert in_process(capsys, "evaluate", "x.h5ad", *files)["lds"] > 0.5
+    curve = in_process(capsys, "curve", *files, "--sizes", "50,100,200", "--reach", "0.5", "--plot", "c.png")
+    assert [point["models"] for point in curve["points"]] == [50, 100, 200]
+    assert curve["reach"]["models"] > 0
+    assert Path("c.png").stat().st_size > 1000
+
+
+def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 10)
+    weights = rng.normal(size=(30, 20)) * 0.1 + np.eye(30)[:, :2][:, labels]
+    Attribution(weights, np.zeros(20)).save("a.h5ad")
+    near = in_process(capsys, "neighbours", "a.h5ad", "3", "-k", "2")
+    assert near["helpful"][0]["train"] == 0
+    Path("labels.txt").write_text("\n".join("ab"[label] for label in labels) + "\n")
+    np.save("features.npy", rng.normal(size=(20, 5)))
+    found = in_process(capsys, "subgroups", "a.h5ad", "--labels", "labels.txt", "--features", "features.npy")
+    assert found["ari"] == 1.0
+    assert {row["label"] for row in found["table"]} == {"a", "b"}
+    page = in_process(capsys, "report", "a.h5ad", "--out", "page.html", "--clusters", "2")["page"]
+    assert "Which training examples" in Path(page).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere", "--out", "a.h5ad"], "there is no store at 'nowhere'"),
+        (["fit", "--out", "a.h5ad"], "give stores, or both masks and outputs"),
+        (["fit", "nowhere"], "Missing option '--out'"),
+        (["fit", "nowhere", "--out", "a.pt"], "must end in .h5ad"),
+        (["fit", "nowhere", "--out", "a.h5ad", "--rows", "5"], "give START:STOP"),
+        (["fit", "nowhere", "--out", "a.h5ad", "--estimator", "magic"], "lasso"),
+        (
+            ["fit", "nowhere", "--out", "a.h5ad", "--estimator", "ols", "--lambdas", "5"],
+            "no meaning for --estimator ols",
+        ),
+        (["fit", "nowhere", "--out", "a.h5ad", "--estimator", "lasso", "--l1-ratio", "0.5"], "no meaning"),
+        (["fit", "nowhere", "--out", "a.h5ad", "--eps", "2"], "less than 1"),
+        (["init", "st", "--spec", "nowhere.json"], "cannot read the spec"),
+        (["init", "st", "--spec", "spec.json", "--alpha", "2", "--n-train", "10"], "0 < alpha < 1"),
+        (["init", "st", "--spec", "spec.json", "--alpha", "0.5"], "--alpha needs --n-train"),
+        (["init", "st", "--spec", "spec.json", "--replicates", "2"], "a design needs --n-train"),
+        (["init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "11"], "masks"),
+        (["train", "nowhere", "--task", "task:main"], "there is no store"),
+        (["status", "nowhere"], "there is no store"),
+        (["evaluate", "nowhere.h5ad", "st"], "there is no file"),
+        (["neighbours", "nowhere.h5ad", "x"], "valid integer"),
+        (["report", "nowhere"], "there is no run"),
+        (["demo", "--models", "3"], "at least 160"),
+        (["bogus"], "No such command 'bogus'"),
+        (["status", "st", "--bogus"], "No such option"),
+    ],
+)
+def test_bad_requests_are_one_line_and_status_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in in_process(capsys, *arguments, status=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["spec.json", "task.py"]
+
+
+def test_a_task_that_cannot_be_imported_is_status_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_process(capsys, "init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10")
+    assert "no function 'nothing'" in in_process(capsys, "train", "st", "--task", "task:nothing", status=2)
+    assert "cannot import" in in_process(capsys, "train", "st", "--task", "nothing:main", status=2)
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
+    assert "Traceback" not in run("status", "nowhere", cwd=folder, status=2).stderr
+    assert "Traceback" in run("status", "nowhere", "--debug", cwd=folder, status=1).stderr
+
+
+def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {command.callback.__name__ for command in app.registered_commands}
+    assert names == {
+        "init", "train", "status", "verify", "extend", "merge", "fit", "evaluate", "curve", "neighbours", "subgroups",
+        "report", "demo",
+    }  # fmt: skip
+    for name in names:
+        with pytest.raises(SystemExit) as ended:
+            cli_main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"Example: datamodels {name}" in capsys.readouterr().out
+
+
+def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, text in ((["--version"], "0.1.0"), ([], "Usage: datamodels")):
+        with pytest.raises(SystemExit) as ended:
+            cli_main(arguments)
+        assert ended.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_explicit_masks_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = np.random.default_rng(0).random((120, 10)) < 0.5
+    np.save("m.npy", masks)
+    in_process(capsys, "init", "st", "--spec", "spec.json", "--masks", "m.npy")
+    np.testing.assert_array_equal(Store.open("st").design.masks(), masks)
+    assert "leave out" in in_process(
+        capsys, "init", "s2", "--spec", "spec.json", "--masks", "m.npy", "--alpha", "0.5", status=2
+    )
