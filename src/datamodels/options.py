@@ -8,7 +8,7 @@ untouched, since a user's program may own it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,6 +164,26 @@ def help_text(command: str, summary: str, sections: Mapping[str, type[BaseModel]
             lines.append(f"  --{section}.{key:<20} {info.description or ''} ({default})")
     lines.append(f"  {'-C, --config-file FILE':<26} YAML or JSON with the sections as top-level keys; may repeat")
     return "\n".join(lines)
+
+
+def command(
+    module: str,
+    summary: str,
+    sections: Mapping[str, type[BaseModel]],
+    argv: Sequence[str] | None,
+    work: Callable[[Options, dict[str, Any]], str],
+) -> None:
+    """Run a classic command: ``--help``, or validated sections to `work`, which returns what to print."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(module, summary, sections))
+        return
+    try:
+        given = parse(arguments, sections)
+        said = work(given, build(given, sections))
+    except Exception as error:
+        fail(error)
+    print(said)
 
 
 def fail(error: BaseException) -> NoReturn:

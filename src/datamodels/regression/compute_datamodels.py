@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datamodels import options
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
+from datamodels.progress import note
 from datamodels.regression import dataset_file
 from datamodels.regression.problem import Problem, Source
 
@@ -58,26 +58,17 @@ _UNUSED = {"cfg": ("batch_size", "lr", "num_workers"), "early_stopping": ("check
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit lasso datamodels and write them in the classic layout."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(options.help_text("datamodels.regression.compute_datamodels", main.__doc__ or "", _SECTIONS))
-        return
-    try:
-        given = options.parse(argv, _SECTIONS)
-        for section in given.foreign_sections:
-            print(f"note: section {section!r} of the config is not of this command", file=sys.stderr)
-        sections = options.build(given, _SECTIONS)
-        for section, names in _UNUSED.items():
-            for name in names:
-                if name in given.values[section]:
-                    print(
-                        f"note: {section}.{name} has no effect: the solver is exact and has no such setting",
-                        file=sys.stderr,
-                    )
-        out = compute_datamodels(sections["data"], sections["cfg"])
-    except Exception as error:
-        options.fail(error)
-    print(f"wrote {out / 'datamodels.pt'}")
+    options.command("datamodels.regression.compute_datamodels", main.__doc__ or "", _SECTIONS, argv, _compute)
+
+
+def _compute(given: options.Options, sections: dict[str, Any]) -> str:
+    for section in given.foreign_sections:
+        note(f"note: section {section!r} of the config is not of this command")
+    for section, names in _UNUSED.items():
+        for name in names:
+            if name in given.values[section]:
+                note(f"note: {section}.{name} has no effect: the solver is exact and has no such setting")
+    return f"wrote {compute_datamodels(sections['data'], sections['cfg']) / 'datamodels.pt'}"
 
 
 def compute_datamodels(data: Data, config: Config) -> Path:

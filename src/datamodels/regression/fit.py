@@ -127,13 +127,26 @@ def gather(
 
     Splits do not overlap, so the rows that are never held out and the splits add up to all rows.
     """
-    rest = ~np.any(splits, axis=0) if splits else np.ones(problem.n_rows, dtype=np.bool_)
-    shift = near_mean(next(problem.chunks())[1])
-    parts = [Statistics.of(problem.take(keep), shift=shift, progress=progress) for keep in [*splits, rest]]
-    total = parts[-1]
-    for part in parts[:-1]:
+    part_of = np.zeros(problem.n_rows, dtype=np.int64)  # 0: never held out
+    for number, held_out in enumerate(splits, start=1):
+        part_of[held_out] = number
+    parts: list[Statistics] = []
+    position = 0
+    for x, y in problem.chunks():
+        if not parts:
+            shift = near_mean(y)
+            parts = [Statistics.empty(problem.n_train, shift) for _ in range(len(splits) + 1)]
+        numbers = part_of[position : position + len(x)]
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            parts[number].update(x[chosen], y[chosen])
+        position += len(x)
+        if progress:
+            progress(len(x))
+    total = parts[0]
+    for part in parts[1:]:
         total = total + part
-    return total, parts[:-1]
+    return total, parts[1:]
 
 
 def _fit_out_of_mask(problem: Problem, estimator: Estimator, progress: bool) -> Solution:

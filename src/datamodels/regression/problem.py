@@ -17,6 +17,7 @@ from datamodels.store import Store
 
 OUTPUTS = "margins"
 CHUNK_BYTES = 64 << 20
+_DENSE = 8  # rows are read with those between them up to this many times their number
 
 Rows = slice | tuple[int, int] | Sequence[int] | NDArray[Any] | None
 
@@ -259,7 +260,7 @@ class Problem:
     def _read_outputs(self, source: Source, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         flat = source.outputs.reshape(len(source.outputs), -1)
         lo, hi = int(rows[0]), int(rows[-1]) + 1
-        block = flat[lo:hi][rows - lo] if hi - lo <= 2 * len(rows) else flat[rows]
+        block = flat[lo:hi][rows - lo] if hi - lo <= _DENSE * len(rows) else flat[rows]
         if len(self.targets) != flat.shape[1]:
             block = block[:, self.targets]
         out = np.asarray(block, dtype=np.float64)
@@ -288,7 +289,7 @@ def _numbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 def _read_masks(source: Source, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     lo, hi = int(rows[0]), int(rows[-1]) + 1
-    if hi - lo <= 2 * len(rows):
+    if hi - lo <= _DENSE * len(rows):
         block = np.asarray(source.masks(lo, hi))[rows - lo]
     else:
         block = np.concatenate([np.asarray(source.masks(int(row), int(row) + 1)) for row in rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,16 +36,12 @@ _SECTIONS: dict[str, type[BaseModel]] = {"cfg": Config}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Gather the completed rows of a store into one file for compute_datamodels."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(options.help_text("datamodels.regression.write_dataset", main.__doc__ or "", _SECTIONS))
-        return
-    try:
-        config = options.build(options.parse(argv, _SECTIONS), _SECTIONS)["cfg"]
-        rows = write_dataset(config)
-    except Exception as error:
-        options.fail(error)
-    print(f"wrote {rows} rows to {config.out_path}")
+    options.command("datamodels.regression.write_dataset", main.__doc__ or "", _SECTIONS, argv, _write)
+
+
+def _write(_: options.Options, sections: dict[str, Any]) -> str:
+    config: Config = sections["cfg"]
+    return f"wrote {write_dataset(config)} rows to {config.out_path}"
 
 
 def write_dataset(config: Config) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,16 +24,13 @@ _SECTIONS: dict[str, type[BaseModel]] = {"logging": Logging}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make an empty store from a spec file; one that exists is refused."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(options.help_text("datamodels.training.initialize_store", main.__doc__ or "", _SECTIONS))
-        return
-    try:
-        given = options.build(options.parse(argv, _SECTIONS), _SECTIONS)["logging"]
-        store = Store.create(given.logdir, spec=Spec.read(given.spec))
-    except Exception as error:
-        options.fail(error)
-    print(f"made a store of {store.n_models} models at {given.logdir} with {', '.join(store.keys)}")
+    options.command("datamodels.training.initialize_store", main.__doc__ or "", _SECTIONS, argv, _make)
+
+
+def _make(_: options.Options, sections: dict[str, Any]) -> str:
+    given: Logging = sections["logging"]
+    store = Store.create(given.logdir, spec=Spec.read(given.spec))
+    return f"made a store of {store.n_models} models at {given.logdir} with {', '.join(store.keys)}"
 
 
 if __name__ == "__main__":
