@@ -1,0 +1,217 @@
+"""Commands about fits: fit, evaluate, curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from datamodels.cli.common import (
+    AttributionPath,
+    Eps,
+    EstimatorName,
+    Folds,
+    Json,
+    L1Ratio,
+    Lambdas,
+    MasksFile,
+    MasksKey,
+    Name,
+    OfTrain,
+    OutputsFile,
+    OutputsKey,
+    RowRange,
+    Seed,
+    StorePaths,
+    TargetRange,
+    ValFraction,
+    emit,
+    parse_range,
+)
+from datamodels.errors import RequestError
+
+if TYPE_CHECKING:
+    from datamodels.regression.estimators import Estimator
+
+
+def fit(
+    out: Annotated[Path, typer.Option(help="File to write, .h5ad.")],
+    stores: StorePaths = None,
+    masks: MasksFile = None,
+    outputs: OutputsFile = None,
+    masks_key: MasksKey = "masks",
+    outputs_key: OutputsKey = "margins",
+    estimator: Name = EstimatorName.lasso,
+    lambdas: Lambdas = None,
+    eps: Eps = None,
+    l1_ratio: L1Ratio = None,
+    val_fraction: ValFraction = None,
+    folds: Folds = None,
+    rows: RowRange = None,
+    targets: TargetRange = None,
+    targets_are_train: OfTrain = False,
+    seed: Annotated[int | None, typer.Option(help="Draws the rows that choose lambda.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit datamodels from stores, or from the arrays of masks and outputs.
+
+    Example: datamodels fit runs/a --estimator lasso --rows 0:3500 --out lasso.h5ad
+
+    Example: datamodels fit --masks train_masks_50pct.npy --outputs test_margins_50pct.npy --out lasso.h5ad
+    """
+    import numpy as np
+
+    from datamodels.regression.fit import fit as run
+
+    _writable(out, ".h5ad")
+    chosen = _estimator(
+        estimator,
+        n_lambdas=lambdas,
+        eps=eps,
+        l1_ratio=l1_ratio,
+        val_fraction=val_fraction,
+        folds=folds,
+        seed=seed,
+    )
+    attribution = run(
+        stores or None,
+        chosen,
+        masks=masks,
+        outputs=outputs,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        rows=parse_range(rows, "--rows"),
+        targets=parse_range(targets, "--targets"),
+        targets_are_train=targets_are_train or None,
+    )
+    attribution.save(out)
+    facts = {"out": str(out), "n_train": attribution.n_train, "n_targets": attribution.n_targets}
+    text = f"wrote {out}: {attribution.n_train} training examples x {attribution.n_targets} targets"
+    for name, summary in (("gap", np.max), ("n_nonzero", np.median), ("val_r2", np.nanmean)):
+        if name in attribution.target_facts and np.isfinite(attribution.target_facts[name]).any():
+            facts[name] = float(summary(attribution.target_facts[name]))
+    if "gap" in facts:
+        text += f"; largest relative gap {facts['gap']:.1e}, median nonzeros {facts['n_nonzero']:.0f}"
+    if "val_r2" in facts:
+        text += f", mean validation R² {facts['val_r2']:.3f}"
+    emit(facts, text, as_json)
+
+
+def evaluate(
+    file: AttributionPath,
+    stores: StorePaths = None,
+    masks: MasksFile = None,
+    outputs: OutputsFile = None,
+    masks_key: MasksKey = "masks",
+    outputs_key: OutputsKey = "margins",
+    rows: RowRange = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Score an attribution (LDS) on models that its fit has not used; used rows are an error.
+
+    Example: datamodels evaluate lasso.h5ad runs/a --json
+    """
+    from datamodels.attribution import Attribution
+    from datamodels.evaluation.lds import lds
+
+    score = lds(
+        Attribution.load(file),
+        stores or None,
+        masks=masks,
+        outputs=outputs,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        rows=parse_range(rows, "--rows"),
+        seed=seed,
+    )
+    low, high = score.lds_ci
+    text = f"LDS {score.lds:.3f} ({score.confidence:.0%} interval {low:.3f} to {high:.3f})"
+    if score.lds_ceiling is not None:
+        text += f", noise ceiling {score.lds_ceiling:.3f}"
+    text += f"; {score.n_models} models, {score.n_targets} targets; Pearson {score.pearson:.3f}, R² {score.r2:.3f}"
+    emit(score.to_dict(), text, as_json)
+
+
+def curve(
+    stores: StorePaths = None,
+    masks: MasksFile = None,
+    outputs: OutputsFile = None,
+    masks_key: MasksKey = "masks",
+    outputs_key: OutputsKey = "margins",
+    estimator: Name = EstimatorName.lasso,
+    sizes: Annotated[str | None, typer.Option(help="Numbers of models, as 500,1000,2000.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of rows to judge on.")] = 0.15,
+    test: Annotated[Path | None, typer.Option(help="A store to judge on instead.")] = None,
+    reach: Annotated[float | None, typer.Option(help="LDS to estimate the number of models for.")] = None,
+    rows: RowRange = None,
+    targets: TargetRange = None,
+    targets_are_train: OfTrain = False,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg, .pdf).")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """LDS against the number of models, and an estimate of how many more would reach a wanted LDS.
+
+    Example: datamodels curve runs/a --sizes 500,1000,2000 --reach 0.6 --plot curve.png
+    """
+    from datamodels.evaluation.curve import curve as run
+    from datamodels.evaluation.curve import save_plot
+
+    try:
+        numbers = None if sizes is None else [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise RequestError(f"--sizes is {sizes!r}; give whole numbers like 500,1000,2000") from None
+    result = run(
+        stores or None,
+        estimator.value,
+        sizes=numbers,
+        held_out=held_out,
+        test=test,
+        seed=seed,
+        masks=masks,
+        outputs=outputs,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        rows=parse_range(rows, "--rows"),
+        targets=parse_range(targets, "--targets"),
+        targets_are_train=targets_are_train or None,
+    )
+    facts = result.to_dict()
+    lines = [
+        f"{m:>9} models  LDS {s.lds:.3f}  ({s.lds_ci[0]:.3f} to {s.lds_ci[1]:.3f})"
+        for m, s in zip(result.sizes, result.scores, strict=True)
+    ]
+    if result.asymptote is not None:
+        lines.append(f"estimate for unlimited models: {result.asymptote:.3f}")
+    if reach is not None:
+        need, (low, high) = result.models_for(reach), result.models_for_interval(reach)
+        facts["reach"] = {"lds": reach, "models": need, "models_ci": [low, high]}
+        amounts = ["never" if end is None else f"{end:,.0f}" for end in (need, low, high)]
+        lines.append(f"estimated models for LDS {reach}: {amounts[0]} (interval {amounts[1]} to {amounts[2]})")
+    if plot is not None:
+        save_plot(result, plot, ceiling=result.scores[-1].lds_ceiling)
+        lines.append(f"wrote {plot}")
+    emit(facts, "\n".join(lines), as_json)
+
+
+def _writable(path: Path, suffix: str) -> None:
+    """Refuse a wrong name before hours of work, not after."""
+    if path.suffix != suffix:
+        raise RequestError(f"--out is {str(path)!r}; it must end in {suffix}")
+
+
+def _estimator(name: EstimatorName, **options: Any) -> Estimator:
+    from datamodels.regression.estimators import ESTIMATORS
+
+    kind = ESTIMATORS[name.value]
+    given = {key: value for key, value in options.items() if value is not None}
+    legal = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    wrong = [key for key in given if key not in legal or (key == "l1_ratio" and name is EstimatorName.lasso)]
+    if wrong:
+        flags = {"n_lambdas": "lambdas"}
+        raise RequestError(
+            f"--{flags.get(wrong[0], wrong[0]).replace('_', '-')} has no meaning for --estimator {name.value}"
+        )
+    return kind(**given)

@@ -1,0 +1,147 @@
+"""Commands that look at results: neighbours, subgroups, report, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datamodels.cli.common import AttributionPath, Json, MasksKey, MethodName, OutputsKey, Seed, emit, read_labels
+from datamodels.errors import RequestError
+
+
+def neighbours(
+    file: AttributionPath,
+    target: Annotated[int, typer.Argument(help="Target number.")],
+    k: Annotated[int, typer.Option("-k", help="How many of each.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The training examples that help and harm one target most.
+
+    Example: datamodels neighbours lasso.h5ad 12 -k 5
+    """
+    from datamodels.applications.neighbours import neighbours as run
+    from datamodels.attribution import Attribution
+
+    found = run(Attribution.load(file), target, k)
+    lines = []
+    for name, top in (("most helpful", found.helpful), ("most harmful", found.harmful)):
+        lines.append(f"{name} to target {target}:" + ("" if len(top.indices) else " none"))
+        lines += [f"  train {i:>7}  {w:+.5g}" for i, w in zip(top.indices, top.weights, strict=True)]
+    emit(found.to_dict(), "\n".join(lines), as_json)
+
+
+def subgroups(
+    file: AttributionPath,
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters (k-means).")] = None,
+    method: Annotated[MethodName, typer.Option(help="How to cluster.")] = MethodName.kmeans,
+    components: Annotated[int, typer.Option(help="Principal components to cluster on.")] = 10,
+    labels: Annotated[
+        Path | None, typer.Option(help="Hidden label of each target, .npy or one per line, to score against.")
+    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Raw features of each target, .npy, for the baseline.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Cluster targets by the training examples that drive them.
+
+    Example: datamodels subgroups ridge.h5ad --clusters 10 --labels digits.npy
+    """
+    import numpy as np
+
+    from datamodels.applications.subgroups import subgroups as run
+    from datamodels.attribution import Attribution
+
+    truth = None if labels is None else read_labels(labels)
+    raw = None if features is None else np.load(features, allow_pickle=False)
+    found = run(
+        Attribution.load(file),
+        n_clusters=clusters,
+        method=method.value,
+        n_components=components,
+        labels=truth,
+        features=raw,
+        seed=seed,
+    )
+    lines = [f"{found.n_clusters} clusters of {len(found.clusters)} targets"]
+    for row in found.table(truth):
+        label = f"  {row['share']:>4.0%} {row['label']}" if truth is not None else ""
+        lines.append(f"  cluster {row['cluster']:>3}  {row['size']:>6} targets{label}")
+    if found.ari is not None:
+        lines.append(f"against the labels: ARI {found.ari:.3f}, NMI {found.nmi:.3f}")
+    if found.ari_baseline is not None:
+        lines.append(f"raw features:       ARI {found.ari_baseline:.3f}, NMI {found.nmi_baseline:.3f}")
+    emit({**found.to_dict(), "table": found.table(truth)}, "\n".join(lines), as_json)
+
+
+def report(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a run, or an attribution file (.h5ad).", metavar="RUN|FILE")
+    ],
+    stores: Annotated[list[Path] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
+    masks_key: MasksKey = "masks",
+    outputs_key: OutputsKey = "margins",
+    clusters: Annotated[int, typer.Option(help="Clusters to show for a file.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Page to write for a file; beside it by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a run or an attribution.
+
+    Example: datamodels report runs/demo
+
+    Example: datamodels report lasso.h5ad --store runs/a --out page.html
+    """
+    from datamodels.report.run_report import report_attribution, report_run
+
+    if source.suffix == ".h5ad":
+        results = report_attribution(
+            source, stores or (), out=out, masks_key=masks_key, outputs_key=outputs_key, n_clusters=clusters
+        )
+    elif stores or out:
+        raise RequestError("--store and --out go with an attribution file; a run's page lies in its folder")
+    else:
+        results = report_run(source)
+    emit(results, f"wrote {results['page']}", as_json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    models: Annotated[int, typer.Option(help="Networks per subset size; there are two sizes.")] = 4000,
+    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole flow on handwritten digits: thousands of networks, datamodels, proof, subgroups, a page.
+
+    Example: datamodels demo --out runs/demo
+    """
+    from datamodels.demo import run_demo
+
+    result = run_demo(out, models=models, jobs=jobs)
+    if as_json:
+        emit(result, "", True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    low, high = result["lds_ci"]
+    table = Table(title=f"{result['models']:,} networks in {result['seconds']:.0f} s")
+    for name in ("question", "answer", "to compare with"):
+        table.add_column(name)
+    table.add_row(
+        "rank correlation with new models (LDS)",
+        f"{result['lds']:.3f} ({low:.3f} to {high:.3f})",
+        f"noise ceiling {result['lds_ceiling']:.3f}",
+    )
+    table.add_row(
+        "hidden digits found (adjusted Rand index)",
+        f"{result['ari']:.3f}",
+        f"raw pixels {result['ari_baseline']:.3f}",
+    )
+    table.add_row(
+        "hidden digits found (mutual information)",
+        f"{result['nmi']:.3f}",
+        f"raw pixels {result['nmi_baseline']:.3f}",
+    )
+    Console().print(table)
+    print(f"open {result['page']} in a browser")
