@@ -1,5 +1,7 @@
-# Two promises: `make demo` and `make test` work after a clone, with Python 3.11 and make.
-PYTHON ?= python3.11
+# Two promises: `make demo` and `make test` work after a clone, with Python ≥ 3.11 and make.
+# The first Python on the path that is new enough; set PYTHON to choose another.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -13,6 +15,7 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "datamodels needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed.stamp: $(SOURCES) | $(BIN)/python

@@ -56,7 +56,7 @@ def test_files_round_trip_exactly(tmp_path: Path, sparse: bool) -> None:
     assert again.provenance["estimator"] == {"name": "test", "folds": None, "eps": 0.1, "on": True}
     assert [source["rows"].tolist() for source in again.provenance["sources"]] == [[1, 5, 7], [2]]
     assert_equal(again, Attribution.load(again.save(tmp_path / "a.h5ad")))
-    assert [file.name for file in tmp_path.iterdir()] == ["deep", "a.h5ad"] or len(list(tmp_path.iterdir())) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.h5ad", "deep"]
 
 
 def test_anndata_tools_open_the_file(tmp_path: Path) -> None:
@@ -105,9 +105,10 @@ def test_top_ranks_by_sign() -> None:
     assert a.top(0, 1).weights.tolist() == [3.0]
     assert a.top(0, sign="negative").indices.tolist() == [1, 4]
     assert a.top(0, sign="absolute").indices.tolist() == [1, 0, 4, 3]
-    assert a.top(-1, 0).indices.tolist() == []
-    with pytest.raises(RequestError, match=r"outside of 0\.\.0"):
-        a.top(1)
+    assert a.top(0, 0).indices.tolist() == []
+    for target in (1, -1):
+        with pytest.raises(RequestError, match=r"outside of 0\.\.0"):
+            a.top(target)
     with pytest.raises(RequestError, match="legal: positive, negative, absolute"):
         a.top(0, sign="up")
 

@@ -107,6 +107,8 @@ def test_subsets_that_lack_a_class_are_reported(tmp_path: Path) -> None:
     [
         ({"jobs": 0}, "jobs is 0"),
         ({"timeout": 0.0}, "timeout is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"executor": "inline", "jobs": 2}, "no meaning"),
         ({"retries": -1}, "retries is -1"),
         ({"executor": "cloud"}, "'cloud' is unknown; legal: local, inline"),
     ],
@@ -281,9 +283,8 @@ def test_json_of_train_is_one_object_whatever_tasks_print(new_store: NewStore) -
         store = new_store(3, executor)
         command = [sys.executable, "-m", "datamodels", "train", str(store.path), "--task", "tests.tasks:prints"]
         result = subprocess.run([*command, "--executor", executor, "--json"], cwd=ROOT, capture_output=True, text=True)
-        if executor == "local":
-            assert json.loads(result.stdout)["done"] == 3
-            assert result.stderr.count("hello from a child") == 3
+        assert json.loads(result.stdout)["done"] == 3
+        assert result.stderr.count("hello from a child") == 3
         assert result.stderr.count("hello from Python") == 3
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datamodels.errors import RequestError
 from datamodels.store import Store
 from datamodels.training.spec import COMPLETED
 from datamodels.training.utils import load_memmap, memmap_path
@@ -136,6 +137,9 @@ def test_a_worker_writes_its_row(folder: Path) -> None:
     assert load_memmap(str(folder / "st"), COMPLETED, "r").tolist() == [i == 5 for i in range(12)]
     np.testing.assert_array_equal(load_memmap(folder / "st", "margins", "r")[5], 5)
     assert memmap_path(folder / "st", "margins") == folder / "st" / "margins.npy"
+    with pytest.raises(RequestError, match="'w\\+'; legal"):
+        load_memmap(folder / "st", "margins", "w+")
+    assert np.load(folder / "st/margins.npy")[5, 0] == 5
     assert (folder / "st/workers/5/note.txt").read_text() == "was here"
     assert "--worker.index=5" in (folder / "st/cmds.txt").read_text()
     assert Store.open(folder / "st").verify().ok
@@ -155,6 +159,14 @@ def test_a_complete_row_is_skipped_unless_told(folder: Path) -> None:
 def test_options_of_the_users_program_reach_it(folder: Path, program: str, form: list[str]) -> None:
     worker(folder, 1, program, *form)
     np.testing.assert_array_equal(np.load(folder / "st/margins.npy")[1], 102)
+
+
+def test_an_h_may_be_the_users_option(folder: Path) -> None:
+    (folder / "hidden_size.py").write_text(
+        ARGPARSE_STRICT.replace("ArgumentParser()", "ArgumentParser(add_help=False)").replace('"--my.scale"', '"-h"')
+    )
+    worker(folder, 1, "hidden_size", "-h", "256")
+    np.testing.assert_array_equal(np.load(folder / "st/margins.npy")[1], 256)
 
 
 @pytest.mark.parametrize("program", ["strict", "declared"])
@@ -291,7 +303,7 @@ def trained(tmp_path: Path) -> tuple[Path, Any]:
 
 
 CONFIG = """
-data: {data_path: rows.beton, num_train: 250, num_val: 50, seed: 3}
+data: {data_path: rows.beton, num_train: 250, num_val: 50, seed: null}
 cfg: {k: 40, batch_size: 100, lr: 1e-2, eps: 1e-4, out_dir: out}
 early_stopping: {check_every: 2, eps: 1e-5}
 """
@@ -324,6 +336,7 @@ def test_write_dataset_and_compute_datamodels(trained: tuple[Path, Any]) -> None
     best = np.nanargmin(errors, axis=1)
     np.testing.assert_allclose(content["lam"], lambdas[np.arange(4), best], rtol=1e-6)
     assert np.load(folder / "out/final_lambda/gap.npy").max() <= 1e-5
+    np.testing.assert_array_equal(np.load(folder / "out/final_lambda/val_error.npy"), np.nanmin(errors, axis=1))
     refused = run("regression.compute_datamodels", "-C", "c.yaml", cwd=folder, status=2)
     assert "has results already" in refused.stderr
 
@@ -375,7 +388,7 @@ def test_use_bias_0_fits_without_intercept(trained: tuple[Path, Any]) -> None:
         (["--data.data_path=st", "--data.num_train=30", "--data.num_val=5", "--cfg.k=5", "--cfg.out_dir=x",
           "--data.y_name=foo"], "no key 'foo'"),
         (["--data.data_path=st", "--data.num_train=30", "--data.num_val=5", "--cfg.k=5", "--cfg.out_dir=x",
-          "--data.target_start_ind=4"], "no target is left"),
+          "--data.target_start_ind=4"], "no range of the 4 targets"),
     ],
 )  # fmt: skip
 def test_bad_regression_requests(trained: tuple[Path, Any], arguments: list[str], message: str) -> None:

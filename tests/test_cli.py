@@ -175,7 +175,7 @@ def test_a_task_that_cannot_be_imported_is_status_2(folder: Path, capsys: pytest
 
 def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
     assert "Traceback" not in run("status", "nowhere", cwd=folder, status=2).stderr
-    assert "Traceback" in run("status", "nowhere", "--debug", cwd=folder, status=1).stderr
+    assert "Traceback" in run("status", "nowhere", "--debug", cwd=folder, status=2).stderr
 
 
 def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,19 @@ def test_marginals_and_pairs_have_their_probabilities(kind: str, alpha: float) -
     assert np.abs(both - pair).max() < 5 * np.sqrt(pair * (1 - pair) / independent)
 
 
+@pytest.mark.parametrize("kind", ["grouped", "stratified"])
+def test_groups_and_strata_have_their_probabilities(kind: str) -> None:
+    """Every example has the marginal of its group or stratum, and two of different ones meet as often as
+    independent choices of exact size do; 5 standard errors over 4,000 masks."""
+    m = 4000
+    x = make(kind, n_train=24, n_models=m, seed=3).masks().astype(float)
+    assert np.abs(x.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(m)
+    label = np.arange(24) % (6 if kind == "grouped" else 3)
+    apart = label[:, None] != label[None, :]
+    expected = 3 * 2 / (6 * 5) if kind == "grouped" else 0.25
+    assert np.abs((x.T @ x / m)[apart] - expected).max() < 5 * np.sqrt(expected * (1 - expected) / m)
+
+
 def test_rows_are_independent_of_each_other_and_of_other_seeds() -> None:
     """Overlap of consecutive rows, and of equal rows under other seeds, is that of independent draws."""
     n, m = 200, 400
@@ -206,7 +219,7 @@ def test_rows_are_independent_of_each_other_and_of_other_seeds() -> None:
         ({"n_models": 0}, "n_models is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"replicates": 0}, "replicates is 0"),
-        ({"kind": "grouped"}, "groups goes with kind 'grouped'"),
+        ({"kind": "grouped"}, "kind 'grouped' needs groups"),
         ({"groups": [0] * 24}, "groups goes with kind 'grouped'"),
         ({"kind": "stratified", "strata": [0, 1]}, "strata has 2 labels"),
         ({"kind": "antithetic", "alpha": 0.3}, "implies 0.5"),

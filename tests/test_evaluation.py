@@ -103,6 +103,34 @@ def test_used_rows_are_known_after_saving_growing_and_moving(tmp_path: Path) -> 
         lds(Attribution.load(file), tmp_path / "b", rows=[0, 35])
 
 
+def test_used_rows_are_known_in_copies_under_any_form(tmp_path: Path) -> None:
+    """A store and its arrays, an original folder and its copy: the same models, whatever they are called."""
+    import shutil
+
+    p = plant(60, 40, 2, noise=0.3)
+    design = Design.explicit(p.masks)
+    store = Store.create(tmp_path / "a", schema={"margins": {"shape": (2,), "dtype": "float64"}}, design=design)
+    store.write_rows(np.arange(60), {"margins": p.outputs})
+    (tmp_path / "old").mkdir()
+    for key in ("masks", "margins", "_completed"):
+        shutil.copy(tmp_path / "a" / f"{key}.npy", tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    arrays = {"masks": tmp_path / "a/masks.npy", "outputs": tmp_path / "a/margins.npy"}
+    forms: list[dict[str, object]] = [{"source": tmp_path / name} for name in ("a", "old", "copy")] + [arrays]
+    for fitted in forms:
+        a = fit(**fitted, rows=(0, 50), progress=False)
+        for judged in forms:
+            assert lds(a, **judged).n_models == 10
+            with pytest.raises(RequestError, match="5 of the 10 named rows were used"):
+                lds(a, **judged, rows=(45, 55))
+
+
+def test_masks_that_repeat_by_chance_are_not_taken_for_used_ones() -> None:
+    p, q = plant(100, 4, 2, noise=0.3), plant(100, 4, 2, noise=0.3, seed=1)
+    a = fit(masks=p.masks, outputs=p.outputs, progress=False)
+    assert lds(a, masks=q.masks, outputs=q.outputs).n_models == 100
+
+
 def test_other_runs_of_a_used_mask_are_not_new(tmp_path: Path) -> None:
     design = Design(n_train=12, alpha=0.5, n_models=60, seed=1, replicates=2)
     store = Store.create(tmp_path / "a", schema={"margins": {"shape": (2,), "dtype": "float64"}}, design=design)

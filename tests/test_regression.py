@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,12 +43,19 @@ SHAPES = [(200, 30), (40, 60), (500, 120)]
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
-def test_the_whole_path_equals_that_of_scikit_learn(m: int, n: int) -> None:
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_whole_path_equals_that_of_scikit_learn(
+    m: int, n: int, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datamodels.regression import statistics
+
     p = plant(m, n, 3, noise=0.5, seed=m)
+    monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 2048 if dtype is np.float64 else 10)
     problem = standardised(p)
+    assert problem.gram.dtype == dtype
     lams = lambda_grid(lambda_max(problem), 30, 1e-2)
-    weights, gaps = solve_path(problem, lams)
-    assert gaps.max() <= 1e-8
+    weights, gaps = solve_path(problem, lams, tol=1e-8 if dtype is np.float64 else 1e-6)
+    assert gaps.max() <= (1e-8 if dtype is np.float64 else 1e-5)
     z = columns(p.masks)
     for k in range(3):
         y = p.outputs[:, k]
@@ -185,10 +190,21 @@ class TestEquivariance:
 
     def test_fewer_rows_than_columns(self, estimator: object) -> None:
         p = plant(40, 90, 2, noise=0.1, seed=2)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            a = fit(masks=p.masks, outputs=p.outputs, estimator=estimator, progress=False)
+        a = fit(masks=p.masks, outputs=p.outputs, estimator=estimator, progress=False)
         assert np.isfinite(a.weights).all()
+        for k in range(2):
+            assert np.corrcoef(a.predict(p.masks)[:, k], p.outputs[:, k])[0, 1] > 0.5
+        if "gap" in a.target_facts:
+            assert a.target_facts["gap"].max() <= 1e-5
+
+
+def test_permuted_rows_and_columns_permute_the_lasso_path() -> None:
+    p = plant(150, 20, 3, noise=0.3)
+    rows, columns_ = np.random.default_rng(1).permutation(150), np.random.default_rng(2).permutation(20)
+    here, there = standardised(p), standardised(Planted(p.masks[rows][:, columns_], p.outputs[rows], p.weights, p.bias))
+    lams = lambda_grid(lambda_max(here), 20, 1e-2)
+    a, b = solve_path(here, lams)[0], solve_path(there, lams)[0]
+    np.testing.assert_allclose(b, a[:, :, columns_], atol=1e-4)
 
 
 def test_permuting_whole_rows_permutes_nothing_that_is_fitted_on_all_of_them() -> None:
@@ -455,6 +471,8 @@ def test_a_missed_tolerance_is_said() -> None:
         (lambda: ElasticNet(l1_ratio=0), "greater than 0"),
         (lambda: Lasso(val_fraction=1.5), "less than 1"),
         (lambda: Lasso(unknown=1), "unknown"),
+        (lambda: Lasso(folds=3, val_fraction=0.1), "not both"),
+        (lambda: Ridge(selection="gcv", folds=3), "holds no rows out"),
         (lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator="magic"), "legal: lasso, ridge"),
         (
             lambda: fit(masks=np.eye(4, dtype=bool), outputs=np.ones((4, 1)), estimator=Lasso(folds=9)),

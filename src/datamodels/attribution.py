@@ -105,7 +105,7 @@ class Attribution:
         return f"Attribution({self.n_train} train examples x {self.n_targets} targets, {estimator})"
 
     def predict(self, masks: ArrayLike) -> NDArray[np.float64]:
-        """Predicted outputs (k, n_targets) of models trained on `masks`, bool (k, n_train) or (n_train,)."""
+        """Predicted outputs (k, n_targets) of models trained on `masks`, bool (k, n_train); (n_targets,) for one mask."""
         array = np.asarray(masks)
         if array.shape[-1:] != (self.n_train,) or array.ndim > 2:
             raise RequestError(f"masks have shape {array.shape}; their last axis must be n_train = {self.n_train}")
@@ -120,7 +120,7 @@ class Attribution:
             ``positive``: raise the output (helpful, for margins); ``negative``: lower it; ``absolute``: either.
             Examples of weight 0 or of the other sign are never listed, so fewer than k may come back.
         """
-        if not -self.n_targets <= target < self.n_targets:
+        if not 0 <= target < self.n_targets:
             raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
         column = self.weights[:, target]
         scores = {"positive": column, "negative": -column, "absolute": np.abs(column)}.get(sign)

@@ -29,7 +29,7 @@ _STREAMS: dict[str, int] = {"mask": 0, "init": 1, "order": 2, "task": 3}
 _NEEDS_ALPHA = ("fixed_size", "bernoulli", "grouped", "stratified")
 
 
-def _codes(labels: ArrayLike) -> tuple[int, ...]:
+def label_codes(labels: ArrayLike) -> tuple[int, ...]:
     """Labels of any kind as integers 0..k-1, in sorted order of the labels."""
     array = np.asarray(labels)
     missing = [i for i, label in enumerate(array.tolist()) if label is None or label != label]
@@ -85,7 +85,7 @@ class Design:
     @field_validator("groups", "strata", mode="before")
     @classmethod
     def _encode(cls, value: Any) -> tuple[int, ...] | None:
-        return None if value is None else _codes(value)
+        return None if value is None else label_codes(value)
 
     @model_validator(mode="after")
     def _check(self) -> Design:
@@ -101,7 +101,7 @@ class Design:
         self._check_labels("groups", "grouped")
         self._check_labels("strata", "stratified")
         if (self.masks_sha256 is not None) != (self.kind == "explicit"):
-            raise ValueError("kind 'explicit' is made from masks: use Design.explicit(masks)")
+            raise ValueError("kind 'explicit' is made from masks: use Design.explicit(masks), or --masks FILE.npy")
         if self.kind == "leave_one_out" and self.n_masks > self.n_train:
             raise ValueError(
                 f"leave_one_out over {self.n_train} examples has {self.n_train} masks, so at most "
@@ -125,6 +125,8 @@ class Design:
     def _check_labels(self, name: str, kind: str) -> None:
         labels = getattr(self, name)
         if (labels is not None) != (self.kind == kind):
+            if labels is None:
+                raise ValueError(f"kind {kind!r} needs {name}: one label per training example")
             raise ValueError(f"{name} goes with kind {kind!r} and with no other (kind is {self.kind!r})")
         if labels is not None and len(labels) != self.n_train:
             raise ValueError(f"{name} has {len(labels)} labels; n_train is {self.n_train}")
@@ -327,7 +329,7 @@ def _smallest(words: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
 
 def subsets_without_class(masks: NDArray[np.bool_], labels: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
     """Positions of the masks (k, n_train) whose subset has no example of some class of `labels`."""
-    codes = np.asarray(_codes(np.asarray(labels)))
+    codes = np.asarray(label_codes(np.asarray(labels)))
     if len(codes) != masks.shape[1]:
         raise RequestError(f"labels has {len(codes)} entries; the masks have {masks.shape[1]} columns")
     onehot = np.eye(int(codes.max()) + 1, dtype=np.float32)[codes]

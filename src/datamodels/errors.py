@@ -21,6 +21,12 @@ class StoreError(DatamodelsError):
     """A store cannot be created, opened or extended as asked."""
 
 
+class WriteError(StoreError):
+    """The disk refuses: full, read-only, or failing."""
+
+    exit_status = 1
+
+
 class CorruptStoreError(StoreError):
     """What lies on disk is not what was written."""
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; it takes `path`'s place when the block ends well.
 
-    Missing folders are made. With `sync` the content is on disk before it takes the place.
+    Missing folders are made. The content is on disk before it takes the place, unless `sync` is off.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")

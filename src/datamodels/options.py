@@ -189,4 +189,6 @@ def command(
 def fail(error: BaseException) -> NoReturn:
     """End a command with one line on standard error and the error's exit status."""
     print(f"error: {first_line(error)}", file=sys.stderr)
-    raise SystemExit(error.exit_status if isinstance(error, DatamodelsError) else 2)
+    raise SystemExit(
+        error.exit_status if isinstance(error, DatamodelsError) else 2 if isinstance(error, ValueError) else 1
+    )

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datamodels.errors import RequestError, first_line, newer_format
 from datamodels.files import replacing
@@ -41,7 +41,7 @@ class Run(BaseModel):
     """The content of ``run.json``.
 
     ``stores`` maps names to folders; ``dataset`` is a name that `datamodels.datasets.load` knows;
-    ``task`` and ``recipe`` say how models were trained.
+    ``task`` and ``recipe`` say how models were trained, ``commands`` how to make the run again.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,10 +51,24 @@ class Run(BaseModel):
     created: str
     dataset: str | None = None
     task: str | None = None
+    commands: list[str] = Field(default_factory=list)
     recipe: dict[str, Any] = Field(default_factory=dict)
     stores: dict[str, str]
     attributions: Annotated[dict[str, RunAttribution], Field(min_length=1)]
     view: View
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Run:
+        for name, item in self.attributions.items():
+            for store in (item.store, item.test):
+                if store is not None and store not in self.stores:
+                    raise ValueError(
+                        f"attribution {name!r} names the store {store!r}, which is none of {sorted(self.stores)}"
+                    )
+        for shown in (self.view.neighbours, self.view.embedding):
+            if shown not in self.attributions:
+                raise ValueError(f"the view names {shown!r}, which is none of {sorted(self.attributions)}")
+        return self
 
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` in one step."""

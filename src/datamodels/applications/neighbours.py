@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from datamodels.attribution import Attribution, Top
+from datamodels.errors import RequestError
 
 
 class Neighbours(NamedTuple):
@@ -32,4 +33,6 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
 
     Fewer come back when fewer weights have that sign (the lasso sets most to 0).
     """
+    if k < 1:
+        raise RequestError(f"k is {k}; give 1 or more")
     return Neighbours(target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative"))

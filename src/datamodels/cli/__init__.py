@@ -7,6 +7,7 @@ error. Exit status: 0 done, 1 ran and something failed, 2 the request was wrong.
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = 2
     except Exception as error:
         if debug:
-            raise
-        known = isinstance(error, DatamodelsError | ValueError | OSError | IndexError)
+            traceback.print_exc()
+        known = isinstance(error, DatamodelsError | ValueError | IndexError)
         hint = "" if known else " (--debug shows the traceback)"
         print(f"error: {first_line(error)}{hint}", file=sys.stderr)
         status = error.exit_status if isinstance(error, DatamodelsError) else 2 if known else 1

@@ -41,7 +41,7 @@ OutputsKey = Annotated[str, typer.Option(help="Key of the outputs in the store."
 RowRange = Annotated[str | None, typer.Option("--rows", help="Rows to use, START:STOP.")]
 TargetRange = Annotated[str | None, typer.Option("--targets", help="Targets to use, START:STOP.")]
 OfTrain = Annotated[bool, typer.Option("--targets-are-train", help="Target j is training example j.")]
-Name = Annotated[EstimatorName, typer.Option("--estimator", help="How to regress.")]
+EstimatorOption = Annotated[EstimatorName, typer.Option("--estimator", help="How to regress.")]
 Lambdas = Annotated[int | None, typer.Option("--lambdas", help="Number of lambdas on the path.")]
 Eps = Annotated[float | None, typer.Option(help="Smallest lambda over the largest (lasso, elastic net).")]
 L1Ratio = Annotated[float | None, typer.Option(help="Share of the l1 penalty (elastic net).")]
@@ -51,6 +51,7 @@ Seed = Annotated[int, typer.Option(help="Seed.")]
 
 
 def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print a result: `facts` as one JSON object, or `text`."""
     print(json.dumps(_finite(facts)) if as_json else text)
 
 

@@ -11,13 +11,13 @@ from datamodels.cli.common import (
     AttributionPath,
     Eps,
     EstimatorName,
+    EstimatorOption,
     Folds,
     Json,
     L1Ratio,
     Lambdas,
     MasksFile,
     MasksKey,
-    Name,
     OfTrain,
     OutputsFile,
     OutputsKey,
@@ -42,7 +42,7 @@ def fit(
     outputs: OutputsFile = None,
     masks_key: MasksKey = "masks",
     outputs_key: OutputsKey = "margins",
-    estimator: Name = EstimatorName.lasso,
+    estimator: EstimatorOption = EstimatorName.lasso,
     lambdas: Lambdas = None,
     eps: Eps = None,
     l1_ratio: L1Ratio = None,
@@ -140,7 +140,7 @@ def curve(
     outputs: OutputsFile = None,
     masks_key: MasksKey = "masks",
     outputs_key: OutputsKey = "margins",
-    estimator: Name = EstimatorName.lasso,
+    estimator: EstimatorOption = EstimatorName.lasso,
     sizes: Annotated[str | None, typer.Option(help="Numbers of models, as 500,1000,2000.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of rows to judge on.")] = 0.15,
     test: Annotated[Path | None, typer.Option(help="A store to judge on instead.")] = None,
@@ -208,7 +208,7 @@ def _estimator(name: EstimatorName, **options: Any) -> Estimator:
     kind = ESTIMATORS[name.value]
     given = {key: value for key, value in options.items() if value is not None}
     legal = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    wrong = [key for key in given if key not in legal or (key == "l1_ratio" and name is EstimatorName.lasso)]
+    wrong = [key for key in given if key not in legal]
     if wrong:
         flags = {"n_lambdas": "lambdas"}
         raise RequestError(

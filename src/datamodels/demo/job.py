@@ -88,6 +88,7 @@ def run_demo(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset="digits",
         task="datamodels.demo.task",
+        commands=[f"datamodels demo --out {out}" + (f" --models {models}" if models != MODELS else "")],
         recipe={**RECIPE, "epochs": EPOCHS},
         stores={part.name: part.name for part in parts},
         attributions={

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score
+from datamodels.files import replacing
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit_problem, resolve
@@ -123,6 +124,8 @@ def curve(
     test
         A store whose rows are held out instead; then every row of `source` may be fitted.
     """
+    if not 0 < held_out < 1:
+        raise RequestError(f"held_out is {held_out}; it must be between 0 and 1")
     problem = Problem.build(source, **where)
     if test is None:
         units = np.unique(problem.units)
@@ -175,6 +178,6 @@ def save_plot(result: Curve, path: str | Path, *, ceiling: float | None = None) 
     axes.set(xlabel="models", ylabel="LDS", xscale="log")
     axes.legend(frameon=False)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     return path

@@ -132,13 +132,14 @@ def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> P
     used = {entry["identity"]: np.asarray(entry["rows"], dtype=np.int64) for entry in sources}
     parts = []
     for part in problem.sources:
-        taken = np.isin(part.rows, used.get(part.identity, []))
+        taken = _taken(part, used, sources)
         if named and taken.any():
             raise RequestError(
                 f"{int(taken.sum())} of the {len(taken)} named rows were used by the fit (the first is row "
                 f"{part.rows[taken][0]}); evaluate on rows that it has not used"
             )
-        parts.append(part.take(~np.isin(part.rows, _touched(part, used))) if not named else part)
+        same_unit = np.isin(part.units, part.units[taken])
+        parts.append(part if named else part.take(~same_unit))
     left = replace(problem, sources=tuple(parts))
     if left.n_rows < 3:
         raise RequestError(
@@ -148,10 +149,19 @@ def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> P
     return left
 
 
-def _touched(part: Source, used: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Used rows, and the other rows of their design units."""
-    rows = used.get(part.identity, np.empty(0, np.int64))
-    return part.rows[np.isin(part.units, part.units[np.isin(part.rows, rows)])]
+def _taken(part: Source, used: dict[str, NDArray[np.int64]], sources: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Which rows of a source the fit has used, bool (k,): by their numbers where the fit has seen the
+    source under its identity, else by their masks (a copy of the files, or the arrays of a store)."""
+    if part.identity in used:
+        return np.isin(part.rows, used[part.identity])
+    hashes = [np.asarray(entry["mask_hashes"]) for entry in sources if "mask_hashes" in entry]
+    if not hashes:
+        return np.zeros(len(part.rows), dtype=np.bool_)
+    seen = np.concatenate(hashes)
+    mine = part.mask_hashes()
+    if len(np.unique(mine)) < len(np.unique(part.mask_numbers)):
+        return np.zeros(len(part.rows), dtype=np.bool_)  # so few examples that masks repeat by chance
+    return np.isin(mine, seen)
 
 
 def score(attribution: Attribution, problem: Problem, *, draws: int, confidence: float, seed: int) -> LDS:

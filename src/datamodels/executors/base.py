@@ -71,8 +71,8 @@ class Executor(ABC):
         """How many blocks can be submitted now."""
 
     @abstractmethod
-    def poll(self, wait: float) -> list[RowOutcome]:
-        """How rows ended since the last call, after at most `wait` seconds. Every submitted row ends
+    def poll(self, seconds: float) -> list[RowOutcome]:
+        """How rows ended since the last call, after at most `seconds` seconds. Every submitted row ends
         exactly once, also when its worker died or was stopped for taking too long."""
 
 
@@ -96,13 +96,27 @@ class InlineExecutor(Executor):
     def free(self) -> int:
         return 1 - len(self._waiting)
 
-    def poll(self, wait: float) -> list[RowOutcome]:
+    def poll(self, seconds: float) -> list[RowOutcome]:
         blocks, self._waiting = self._waiting, []
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        with _standard_output_to_error():
             return self._run(blocks)
 
     def _run(self, blocks: list[Sequence[int]]) -> list[RowOutcome]:
         return [news for rows in blocks for news in self._runner(rows) if news.ended != "started"]
+
+
+@contextlib.contextmanager
+def _standard_output_to_error() -> Iterator[None]:
+    """Standard output is for results: what tasks and their child processes print goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def trace_of(error: BaseException) -> str:
@@ -110,7 +124,7 @@ def trace_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def one_thread(threads: int) -> dict[str, str]:
+def thread_limits(threads: int) -> dict[str, str]:
     """Environment that keeps numerical libraries to a number of threads."""
     names = (
         "OMP_NUM_THREADS",

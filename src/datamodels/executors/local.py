@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from datamodels.errors import RequestError, first_line
-from datamodels.executors.base import Executor, RowOutcome, Runner, one_thread, trace_of, usable_cpus
+from datamodels.executors.base import Executor, RowOutcome, Runner, thread_limits, trace_of, usable_cpus
 
 _END_GRACE = 2.0
 
@@ -66,6 +66,8 @@ class LocalExecutor(Executor):
     ) -> None:
         if jobs is not None and jobs < 1:
             raise RequestError(f"jobs is {jobs}; give 1 or more (executor='inline' runs in this process)")
+        if threads < 1:
+            raise RequestError(f"threads is {threads}; give 1 or more")
         if timeout is not None and timeout <= 0:
             raise RequestError(f"timeout is {timeout}; give seconds above 0")
         self.slots = jobs or usable_cpus()
@@ -103,7 +105,7 @@ class LocalExecutor(Executor):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         watched, held = context.Pipe(duplex=False)
-        environment = one_thread(self._threads)
+        environment = thread_limits(self._threads)
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
@@ -133,8 +135,8 @@ class LocalExecutor(Executor):
         with contextlib.suppress(OSError):  # it died; `poll` finds out and reports
             worker.pipe.send(list(rows))
 
-    def poll(self, wait_seconds: float) -> list[RowOutcome]:
-        wait([worker.pipe for worker in self._workers], timeout=self._patience(wait_seconds))
+    def poll(self, seconds: float) -> list[RowOutcome]:
+        wait([worker.pipe for worker in self._workers], timeout=self._patience(seconds))
         for worker in list(self._workers):
             self._receive(worker)
         now = time.monotonic()
@@ -144,12 +146,12 @@ class LocalExecutor(Executor):
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    def _patience(self, wait_seconds: float) -> float:
+    def _patience(self, seconds: float) -> float:
         if self._timeout is None:
-            return wait_seconds
+            return seconds
         now = time.monotonic()
         left = [w.since + self._timeout - now for w in self._workers if w.ready and w.pending]
-        return max(0.0, min([wait_seconds, *left]))
+        return max(0.0, min([seconds, *left]))
 
     def _receive(self, worker: _Worker) -> None:
         try:

@@ -18,6 +18,7 @@ from datamodels.errors import RequestError
 from datamodels.progress import note
 from datamodels.regression import dataset_file
 from datamodels.regression.problem import Problem, Source
+from datamodels.store import Store
 
 
 class Data(BaseModel):
@@ -26,7 +27,7 @@ class Data(BaseModel):
     data_path: Annotated[str, Field(min_length=1, description="file of write_dataset, or folder of a store")]
     num_train: Annotated[int, Field(ge=2, description="rows to fit on")]
     num_val: Annotated[int, Field(ge=1, description="rows to choose lambda on")]
-    seed: Annotated[int, Field(ge=0, description="draws the validation rows")] = 0
+    seed: Annotated[int | None, Field(ge=0, description="draws the validation rows")] = None
     target_start_ind: Annotated[int, Field(ge=0, description="first target")] = 0
     target_end_ind: Annotated[int, Field(ge=-1, description="one past the last target, -1 for all")] = -1
     x_name: Annotated[str, Field(description="key of the masks, for store folders")] = "masks"
@@ -92,7 +93,7 @@ def compute_datamodels(data: Data, config: Config) -> Path:
         n_lambdas=config.k,
         eps=config.eps,
         val_fraction=data.num_val / wanted,
-        seed=data.seed,
+        seed=data.seed or 0,
         intercept=bool(config.use_bias),
     )
     _write(fit_problem(problem.take(np.arange(wanted)), estimator), out)
@@ -100,26 +101,29 @@ def compute_datamodels(data: Data, config: Config) -> Path:
 
 
 def _read(data: Data) -> Problem:
-    stop = None if data.target_end_ind == -1 else data.target_end_ind
-    targets = slice(data.target_start_ind, stop)
     path = Path(data.data_path)
     if path.is_dir():
-        return Problem.build(path, masks_key=data.x_name, outputs_key=data.y_name, targets=targets)
-    arrays, meta = dataset_file.read(path)
-    source = Source.from_arrays(arrays["masks"], arrays["outputs"], str(path))
-    source = replace(
-        source,
-        identity=meta["identity"],
-        units=np.array(arrays["units"]),
-        mask_numbers=np.array(arrays["mask_numbers"]),
-        description={"path": str(path), "fingerprint": meta["fingerprint"]},
-    )
-    return Problem.assemble([source], targets, meta.get("of") == "train")
+        source = Source.from_store(Store.open(path), data.x_name, data.y_name)
+        of_train = Store.open(path).field(data.y_name).of == "train"
+    else:
+        arrays, meta = dataset_file.read(path)
+        source = Source.from_arrays(arrays["masks"], arrays["outputs"], str(path))
+        source = replace(source, units=np.array(arrays["units"]))
+        of_train = meta.get("of") == "train"
+    total = int(np.prod(source.outputs.shape[1:], dtype=np.int64))
+    stop = total if data.target_end_ind == -1 else data.target_end_ind
+    if not data.target_start_ind < stop <= total:
+        raise RequestError(
+            f"data.target_start_ind {data.target_start_ind} to data.target_end_ind {data.target_end_ind} is no range of "
+            f"the {total} targets"
+        )
+    return Problem.assemble([source], slice(data.target_start_ind, stop), of_train)
 
 
 def _write(attribution: Attribution, out: Path) -> None:
     """Write everything beside, then move it in, so that a killed run leaves no half of a result."""
-    facts = attribution.target_facts
+    facts = dict(attribution.target_facts)
+    facts["val_error"] = np.nanmin(facts["path_val_error"], axis=1)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
     try:
         for folder, names in {
@@ -128,7 +132,7 @@ def _write(attribution: Attribution, out: Path) -> None:
                 "val_error": "path_val_error",
                 "n_nonzero": "path_n_nonzero",
             },
-            "final_lambda": {"lambda": "lam", "val_r2": "val_r2", "n_nonzero": "n_nonzero", "gap": "gap"},
+            "final_lambda": {"lambda": "lam", "val_error": "val_error", "n_nonzero": "n_nonzero", "gap": "gap"},
         }.items():
             (temporary / folder).mkdir(parents=True)
             for name, fact in names.items():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zipfile
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError, first_line, newer_format
 from datamodels.files import replacing
+from datamodels.store.array import header_bytes
 
 FORMAT_VERSION = 1
 _META = "meta.json"
@@ -33,11 +33,8 @@ def write(
     try:
         with replacing(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
             for name, (shape, dtype, chunks) in arrays.items():
-                header = io.BytesIO()
-                description = {"shape": shape, "fortran_order": False, "descr": npy_format.dtype_to_descr(dtype)}
-                npy_format.write_array_header_1_0(header, description)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    member.write(header.getvalue())
+                    member.write(header_bytes(shape, dtype))
                     for chunk in chunks:
                         member.write(np.ascontiguousarray(chunk, dtype=dtype).tobytes())
             archive.writestr(_META, json.dumps({"format_version": FORMAT_VERSION, **meta}))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.errors import ConvergenceWarning, RequestError
@@ -21,6 +21,7 @@ from datamodels.regression.statistics import Standardised, Statistics
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 _CONFIG = ConfigDict(extra="forbid")
+_VAL_FRACTION = 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +37,16 @@ class Estimator(ABC):
     """Turns statistics into weights.
 
     ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
-    that did not see it.
+    that did not see it; ``passes`` how often `solve` reports each target to ``progress``.
     """
 
     name: ClassVar[str]
     out_of_mask: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
+    @abstractmethod
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         """Held-out rows of each split, bool (m,); rows of one design unit stay together."""
-        return []
 
     @abstractmethod
     def solve(
@@ -60,66 +61,60 @@ class Estimator(ABC):
 
 @validated(frozen=True, config=_CONFIG)
 class _Selected(Estimator):
-    """Estimators that choose λ per target on held-out rows."""
+    """Estimators that choose λ per target on held-out rows: a share of them, or folds."""
 
     n_lambdas: Count = 100
-    val_fraction: Fraction = 0.15
+    val_fraction: Fraction | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     intercept: bool = True
 
-    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> _Selected:
+        if self.folds is not None and self.val_fraction is not None:
+            raise ValueError("give val_fraction or folds, not both")
+        return self
+
+    def _draw(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         names = np.unique(units)
         order = np.random.default_rng(self.seed).permutation(names)
-        if self.folds is None:
-            count = round(self.val_fraction * len(names))
-            if not 1 <= count < len(names):
-                raise RequestError(
-                    f"val_fraction {self.val_fraction} of {len(names)} independent rows leaves {count} to validate on; "
-                    "train more models or change val_fraction"
-                )
-            parts = [order[:count]]
-        else:
+        if self.folds is not None:
             if self.folds > len(names):
                 raise RequestError(f"{self.folds} folds of {len(names)} independent rows: use fewer folds")
             parts = np.array_split(order, self.folds)
+        else:
+            fraction = _VAL_FRACTION if self.val_fraction is None else self.val_fraction
+            count = round(fraction * len(names))
+            if not 1 <= count < len(names):
+                raise RequestError(
+                    f"val_fraction {fraction} of {len(names)} independent rows leaves {count} to validate on; "
+                    "train more models or change val_fraction"
+                )
+            parts = [order[:count]]
         return [np.isin(units, part) for part in parts]
 
 
 @validated(frozen=True, config=_CONFIG)
-class ElasticNet(_Selected):
-    """Elastic net by coordinate descent, λ per target on held-out rows, refitted on all rows.
+class _PathEstimator(_Selected):
+    """Estimators that walk a λ path by coordinate descent."""
 
-    Minimises ``1/(2m) ‖y - b - Zw‖² + λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` over standardised columns Z
-    (Zou & Hastie 2005; coordinate descent: Friedman, Hastie & Tibshirani 2010).
-
-    Parameters
-    ----------
-    l1_ratio
-        ρ, in (0, 1].
-    n_lambdas, eps
-        The grid: ``n_lambdas`` values from λ_max down to ``eps * λ_max``, geometric.
-    val_fraction, folds, seed
-        Held-out rows: a fraction drawn by ``seed``, or ``folds`` folds.
-    tol
-        Relative duality gap of the refit; by default 1e-8 (float64, up to 2,048 examples) or 1e-5.
-    """
-
-    name: ClassVar[str] = "elasticnet"
     eps: Fraction = 1e-3
     tol: Annotated[float, Field(gt=0)] | None = None
-    l1_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
     passes: ClassVar[int] = 2
 
-    def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    def _walk(
+        self,
+        total: Statistics,
+        held_out: Sequence[Statistics],
+        l1_ratio: float,
+        progress: Callable[[int], None] | None,
     ) -> Solution:
         result = fit_path(
             total,
             held_out,
             n_lambdas=self.n_lambdas,
             eps=self.eps,
-            l1_ratio=self.l1_ratio,
+            l1_ratio=l1_ratio,
             tol=self.tol,
             intercept=self.intercept,
             progress=progress,
@@ -140,11 +135,57 @@ class ElasticNet(_Selected):
 
 
 @validated(frozen=True, config=_CONFIG)
-class Lasso(ElasticNet):
-    """Lasso: `ElasticNet` with ρ = 1, the estimator of Ilyas et al. 2022 (arXiv:2202.00622)."""
+class Lasso(_PathEstimator):
+    """Lasso, the estimator of Ilyas et al. 2022 (arXiv:2202.00622), by coordinate descent.
+
+    Minimises ``1/(2m) ‖y - b - Zw‖² + λ ‖w‖₁`` over standardised columns Z. λ is chosen per target on
+    held-out rows; then the target is refitted on all rows (Friedman, Hastie & Tibshirani 2010).
+
+    Parameters
+    ----------
+    n_lambdas, eps
+        The grid: ``n_lambdas`` values from λ_max down to ``eps * λ_max``, geometric.
+    val_fraction, folds, seed
+        Held-out rows, drawn by ``seed``: a share of them (.15 by default), or ``folds`` folds.
+    tol
+        Relative duality gap of the refit; by default 1e-8 (float64, up to 2,048 examples) or 1e-5.
+    intercept
+        Without, b = 0 and nothing is centred.
+    """
 
     name: ClassVar[str] = "lasso"
-    l1_ratio: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return self._draw(units)
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        return self._walk(total, held_out, 1.0, progress)
+
+
+@validated(frozen=True, config=_CONFIG)
+class ElasticNet(_PathEstimator):
+    """Elastic net: like `Lasso`, with penalty ``λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` (Zou & Hastie 2005).
+
+    Parameters
+    ----------
+    l1_ratio
+        ρ, in (0, 1]. One λ scales both penalties, so results depend on the units of y.
+    n_lambdas, eps, val_fraction, folds, seed, tol, intercept
+        As in `Lasso`.
+    """
+
+    name: ClassVar[str] = "elasticnet"
+    l1_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return self._draw(units)
+
+    def solve(
+        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+    ) -> Solution:
+        return self._walk(total, held_out, self.l1_ratio, progress)
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -165,8 +206,14 @@ class Ridge(_Selected):
     n_lambdas: Count = 30
     selection: Literal["held_out", "gcv"] = "held_out"
 
+    @model_validator(mode="after")
+    def _gcv_holds_nothing_out(self) -> Ridge:
+        if self.selection == "gcv" and (self.folds is not None or self.val_fraction is not None):
+            raise ValueError("selection 'gcv' holds no rows out: leave out val_fraction and folds")
+        return self
+
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        return super().splits(units) if self.selection == "held_out" else []
+        return self._draw(units) if self.selection == "held_out" else []
 
     def solve(
         self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
@@ -184,7 +231,7 @@ class Ridge(_Selected):
         facts = {
             "lam": lam,
             "path_lam": np.broadcast_to(lams, (len(lam), len(lams))).copy(),
-            "path_val_error": np.ascontiguousarray(scores.T),
+            "path_val_error" if held_out else "path_gcv": np.ascontiguousarray(scores.T),
         }
         if held_out:
             facts["val_r2"] = _r_squared(best, held_out)
@@ -199,6 +246,9 @@ class LeastSquares(Estimator):
 
     name: ClassVar[str] = "ols"
     intercept: bool = True
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return []
 
     def solve(
         self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
@@ -221,6 +271,9 @@ class DifferenceInMeans(Estimator):
 
     name: ClassVar[str] = "difference"
     out_of_mask: ClassVar[bool] = False
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return []
 
     def solve(
         self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.progress import Progress
-from datamodels.regression.estimators import ESTIMATORS, Estimator, Lasso, Solution
+from datamodels.regression.estimators import Estimator, Lasso, Solution, from_description
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
 from datamodels.regression.statistics import Statistics, near_mean
 from datamodels.spec import MASKS
@@ -86,9 +86,7 @@ def resolve(estimator: Estimator | str | None) -> Estimator:
         return Lasso()
     if isinstance(estimator, Estimator):
         return estimator
-    if estimator not in ESTIMATORS:
-        raise RequestError(f"estimator {estimator!r} is unknown; legal: {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[estimator]()
+    return from_description({"name": estimator})
 
 
 def fit_problem(problem: Problem, estimator: Estimator, *, progress: bool = True) -> Attribution:

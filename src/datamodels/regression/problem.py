@@ -49,6 +49,10 @@ class Source:
     n_train: int
     description: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if self.outputs.dtype.kind not in "biuf":
+            raise RequestError(f"outputs have dtype {self.outputs.dtype}; they must be real numbers")
+
     @classmethod
     def from_store(cls, store: Store, masks_key: str = MASKS, outputs_key: str = OUTPUTS) -> Source:
         """The completed rows of a store."""
@@ -69,6 +73,7 @@ class Source:
             n_train=n_train[0],
             description={
                 "path": str(store.path),
+                "masks_key": masks_key,
                 "outputs_key": outputs_key,
                 "design": store.design.to_dict() if store.design else None,
                 "fingerprint": store.fingerprint(),
@@ -82,9 +87,8 @@ class Source:
             raise RequestError(
                 f"masks have shape {masks.shape} and outputs {outputs.shape}; they must be (m, n_train) and (m, ...)"
             )
-        for what, array, kinds in (("masks", masks, "biuf"), ("outputs", outputs, "biuf")):
-            if array.dtype.kind not in kinds:
-                raise RequestError(f"{what} have dtype {array.dtype}; they must be numbers")
+        if masks.dtype.kind not in "biuf":
+            raise RequestError(f"masks have dtype {masks.dtype}; they must be numbers")
         rows = np.arange(len(masks), dtype=np.int64)
         return cls(
             identity=f"arrays:{_array_identity(masks)}",
@@ -109,6 +113,16 @@ class Source:
         except IndexError as error:
             raise RequestError(f"rows do not exist: {first_line(error)}") from None
         return self.take(keep[self.rows])
+
+    def mask_hashes(self) -> NDArray[np.uint64]:
+        """A hash of the mask of every row, (k,): knows the same models again in a copy of the files."""
+        out = np.empty(len(self.rows), dtype=np.uint64)
+        size = max(64, CHUNK_BYTES // max(1, self.n_train))
+        for start in range(0, len(self.rows), size):
+            packed = np.packbits(_read_masks(self, self.rows[start : start + size]), axis=1)
+            for i, row in enumerate(packed, start):
+                out[i] = int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little")
+        return out
 
     def take(self, positions: NDArray[Any]) -> Source:
         names = ("rows", "units", "mask_numbers")
@@ -198,7 +212,9 @@ class Problem:
             except IndexError:
                 raise RequestError(f"targets {targets!r} are outside of 0..{total - 1}") from None
         if not len(index):
-            raise RequestError(f"no target is left: the outputs have {total}, and {targets!r} chooses none")
+            raise RequestError(
+                f"no target is left: the outputs have targets 0..{total - 1}, and none of them was chosen"
+            )
         columns = None
         if of_train:
             if total % first.n_train:
@@ -273,8 +289,11 @@ class Problem:
         return out
 
     def rows_used(self) -> list[dict[str, Any]]:
-        """Per source what a result records of its rows."""
-        return [{**source.description, "identity": source.identity, "rows": source.rows} for source in self.sources]
+        """Per source what a result records of its rows: their numbers and a hash of each mask."""
+        return [
+            {**part.description, "identity": part.identity, "rows": part.rows, "mask_hashes": part.mask_hashes()}
+            for part in self.sources
+        ]
 
 
 def _numbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, statistics: Statistics, *, intercept: bool = True) -> Spectrum:
+        """Decompose the standardised Gram matrix, in float64 at any size."""
         from scipy.linalg import eigh
 
         problem = Standardised.of(statistics, intercept=intercept, wide=True)
@@ -53,10 +54,10 @@ class Spectrum:
         return scores
 
 
-def ridge_grid(spectrum: Spectrum, n_lambdas: int, low: float = 1e-4, high: float = 10.0) -> NDArray[np.float64]:
-    """λ geometric over [low, high] times the largest eigenvalue of ZᵀZ/m, descending, (K,)."""
+def ridge_grid(spectrum: Spectrum, n_lambdas: int) -> NDArray[np.float64]:
+    """λ geometric over [1e-4, 10] times the largest eigenvalue of ZᵀZ/m, descending, (K,)."""
     largest = float(spectrum.values.max(initial=0.0)) or 1.0
-    return np.geomspace(high, low, n_lambdas) * largest
+    return np.geomspace(10.0, 1e-4, n_lambdas) * largest
 
 
 def held_out_errors(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import RequestError, newer_format
+from datamodels.files import replacing
 from datamodels.regression.problem import Problem
 
 FORMAT_VERSION = 1
@@ -49,6 +50,7 @@ class Statistics:
 
     @classmethod
     def empty(cls, n_train: int, shift: NDArray[np.float64]) -> Statistics:
+        """Statistics of no rows, for targets with this shift (n_targets,)."""
         t = len(shift)
         return cls(
             0,
@@ -143,7 +145,7 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` file."""
         arrays = {name: getattr(self, name) for name in _NAMES}
-        with Path(path).open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, format_version=FORMAT_VERSION, **arrays)
 
     @classmethod
@@ -230,6 +232,7 @@ class Standardised:
 
     @property
     def inverse_scale(self) -> NDArray[np.float64]:
+        """1 / scale, and 0 for constant columns, (n_train,)."""
         return np.divide(1.0, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
 
     def to_raw(self, w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

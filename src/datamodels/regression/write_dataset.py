@@ -55,9 +55,7 @@ def write_dataset(config: Config) -> int:
     rows = np.arange(store.n_models) if config.ignore_completed else np.flatnonzero(_completed(store, config))
     if not len(rows):
         raise RequestError(f"the store {config.data_dir!r} has no completed rows")
-    every = np.arange(store.n_models)
-    units = store.design.units(every) if store.design else every
-    numbers = every // store.design.replicates if store.design else every
+    units = store.design.units(rows) if store.design else rows
     n_train = int(np.prod(store.masks(0, 0, key=config.x_name).shape[1:]))
     n_targets = int(np.prod(y.shape[1:], dtype=np.int64))
     dataset_file.write(
@@ -66,10 +64,9 @@ def write_dataset(config: Config) -> int:
             "masks": ((len(rows), n_train), np.dtype(np.bool_), _masks(store, config.x_name, rows)),
             "outputs": ((len(rows), n_targets), y.dtype, _chunks(y.reshape(len(y), -1), rows)),
             "rows": ((len(rows),), np.dtype(np.int64), iter([rows])),
-            "units": ((len(rows),), np.dtype(np.int64), iter([units[rows]])),
-            "mask_numbers": ((len(rows),), np.dtype(np.int64), iter([numbers[rows]])),
+            "units": ((len(rows),), np.dtype(np.int64), iter([units])),
         },
-        {"identity": store.identity, "fingerprint": store.fingerprint(), "of": store.field(config.y_name).of},
+        {"of": store.field(config.y_name).of},
     )
     return len(rows)
 

@@ -96,7 +96,7 @@ def _sheet_css(sheets: dict[str, Sheet | None]) -> str:
 
 def _verdict(page: Page) -> str:
     """The proof in one sentence."""
-    name, best = max(page.scores.items(), key=lambda item: item[1].lds, default=("", None))
+    name, best = page.shown_name, page.scores.get(page.shown_name)
     if best is None:
         return ""
     low, high = best.lds_ci
@@ -139,7 +139,7 @@ def _scores(page: Page) -> str:
     return (
         "<section><h2>Is it right?</h2><p>The linear datamodelling score (LDS) is the rank correlation between predicted and "
         "true outputs over models that the fit has not used, averaged over targets. Intervals are bootstraps over models and "
-        "targets; the ceiling comes from repeated runs of the same subsets.</p>"
+        "targets; a noise ceiling, where there is one, comes from repeated runs of the same subsets.</p>"
         "<div class=scroll><table><thead><tr><th>fit<th>LDS<th>95 % interval<th>noise ceiling<th>Pearson<th>R²<th>models<th>targets"
         f"<tbody>{''.join(rows)}</table></div><div class=plots><div id=curve></div><div id=histogram></div></div>{note}</section>"
     )
@@ -156,7 +156,7 @@ def _neighbours(page: Page, sheets: dict[str, Sheet | None]) -> str:
         )
     return (
         f"<section><h2>Which training examples drive a prediction</h2><p>Weights of the {escape(page.shown_name)} datamodel, in "
-        "output units: how much the margin of the correct class changes when the example joins the training set. "
+        "output units: how much the output changes when the example joins the training set. "
         "The name is the hidden label, where there is one.</p>"
         "<div class=grid><div class='row head'><div class=target>target</div><div class=side>most helpful</div>"
         f"<div class=side>most harmful</div></div>{''.join(rows)}</div></section>"

@@ -44,7 +44,7 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
     scores: dict[str, LDS] = {}
     for name, item in run.attributions.items():
         if item.test is not None:
-            scores[name] = lds(attributions[name], folder / run.stores[item.test])
+            scores[name] = lds(attributions[name], folder / run.stores[item.test], **_keys(attributions[name]))
     name = run.view.neighbours
     item = run.attributions[name]
     growth = None
@@ -75,7 +75,7 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         mean_outputs=_mean_outputs(
             Store.open(folder / run.stores[run.attributions[run.view.embedding].store]), embedded
         ),
-        commands=["make demo"] if run.task == "datamodels.demo.task" else [],
+        commands=run.commands,
     )
     _write(folder / PAGE, render(page))
     results = _results(scores, growth, groups, folder / PAGE)
@@ -143,7 +143,14 @@ def _growth(attribution: Attribution, store: Path, test: Path, progress: bool) -
     (source,) = attribution.provenance["sources"]
     estimator = from_description(attribution.provenance["estimator"])
     targets = _targets(attribution)
-    return curve(store, estimator, test=test, rows=source["rows"], targets=targets, progress=progress)
+    keys = _keys(attribution)
+    return curve(store, estimator, test=test, rows=source["rows"], targets=targets, progress=progress, **keys)
+
+
+def _keys(attribution: Attribution) -> dict[str, Any]:
+    """Which keys of the store the attribution was fitted on."""
+    (source,) = attribution.provenance["sources"]
+    return {name: source[name] for name in ("masks_key", "outputs_key")}
 
 
 def _groups(
@@ -178,11 +185,9 @@ def _choose(n_targets: int, labels: NDArray[Any] | None) -> list[int]:
     return chosen[:_SHOWN]
 
 
-def _mean_outputs(store: Store, attribution: Attribution) -> NDArray[np.float64] | None:
+def _mean_outputs(store: Store, attribution: Attribution) -> NDArray[np.float64]:
     """Mean output of each target over the models of its store."""
-    if OUTPUTS not in store.keys:
-        return None
-    flat = store.array(OUTPUTS).reshape(store.n_models, -1)[store.completed()]
+    flat = store.array(_keys(attribution)["outputs_key"]).reshape(store.n_models, -1)[store.completed()]
     return flat[:, _targets(attribution)].mean(axis=0, dtype=np.float64)
 
 

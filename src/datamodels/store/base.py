@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.design import Design
+from datamodels.design import Design, label_codes
 from datamodels.errors import RequestError, RowError
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
 from datamodels.store.records import Merged, Status, Verified
@@ -403,7 +403,7 @@ def _check_design(spec: Spec, design: Design | None) -> None:
 
 
 def _check_labels(labels: ArrayLike, design: Design | None) -> NDArray[np.int64]:
-    codes = np.unique(np.asarray(labels), return_inverse=True)[1].ravel().astype(np.int64)
+    codes = np.array(label_codes(labels), dtype=np.int64)
     if design is not None and len(codes) != design.n_train:
         raise RequestError(f"labels has {len(codes)} entries; the design has {design.n_train} train examples")
     return codes

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.design import Design
-from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line, newer_format
+from datamodels.errors import CorruptStoreError, RequestError, StoreError, WriteError, first_line, newer_format
 from datamodels.spec import CHECKSUM, COMPLETED, DESIGN_MASKS, LABELS, Spec
 from datamodels.store.array import (
     NotRows,
@@ -85,7 +85,7 @@ class NpyStore(Store):
             remove(made)
             if not isinstance(error, OSError | OverflowError):
                 raise
-            raise StoreError(
+            raise WriteError(
                 f"cannot create a store at {str(path)!r}: {first_line(error)}; nothing was left behind"
             ) from None
         return cls._open(path)
@@ -213,7 +213,7 @@ class NpyStore(Store):
                     self._write_data(rows, values)
                     self._mark(fd, rows, True)
         except OSError as error:
-            raise StoreError(
+            raise WriteError(
                 f"cannot write to the store {str(self.path)!r}: {first_line(error)}; the rows of this write stay incomplete"
             ) from None
         self._forget_failures(rows)
@@ -257,7 +257,7 @@ class NpyStore(Store):
                 if self._meta is not None:
                     _write_meta(self.path, self._meta, spec, design)
         except OSError as error:
-            raise StoreError(
+            raise WriteError(
                 f"cannot extend the store {str(self.path)!r}: {first_line(error)}; it still has {self.n_models} models"
             ) from None
         self._reload()

@@ -119,6 +119,10 @@ def train(
         raise RequestError(f"executor {executor!r} is unknown; legal: {', '.join(EXECUTORS)}")
     where: Executor
     if executor == "inline":
+        if jobs is not None or timeout is not None or threads != 1:
+            raise RequestError(
+                "executor 'inline' runs in this process: jobs, timeout and threads have no meaning for it"
+            )
         where = InlineExecutor(runner)
     else:
         where = LocalExecutor(runner, jobs=jobs, timeout=timeout, threads=threads)

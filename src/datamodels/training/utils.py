@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-Mode = Literal["r", "r+", "w+", "c"]
+from datamodels.errors import RequestError
+
+Mode = Literal["r", "r+", "c"]
 
 
 def memmap_path(logdir: str | Path, key: str) -> Path:
@@ -16,7 +18,13 @@ def memmap_path(logdir: str | Path, key: str) -> Path:
 
 
 def load_memmap(logdir: str | Path, key: str, mode: Mode) -> np.memmap:
-    """The array of a key, mapped into memory."""
-    array = np.load(memmap_path(logdir, key), mmap_mode=mode, allow_pickle=False)
-    assert isinstance(array, np.memmap)
-    return array
+    """The array of a key, mapped into memory.
+
+    Raises
+    ------
+    RequestError
+        for other modes: "w+" would empty the file.
+    """
+    if mode not in ("r", "r+", "c"):
+        raise RequestError(f"mode is {mode!r}; legal: 'r', 'r+', 'c'")
+    return np.lib.format.open_memmap(memmap_path(logdir, key), mode=mode)

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one training job and write its row."""
     command = list(sys.argv)
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
+    ours = any(token.startswith(("--worker.", "-C", "--config-file")) for token in argv)
+    if not ours and {"-h", "--help"} & set(argv):  # otherwise it may be the user's option
         print(options.help_text("datamodels.training.worker", main.__doc__ or "", _SECTIONS))
         return
     try:
