@@ -51,6 +51,18 @@ class StoreContract:
         with pytest.raises(StoreError, match="there is no store"):
             Store.open(place)
 
+    def test_open_or_create_serves_scripts_that_run_again(self, place: str | Path) -> None:
+        first = Store.open_or_create(place, schema=SCHEMA, design=DESIGN)
+        first.write_row(2, values(2))
+        assert Store.open_or_create(place, schema=SCHEMA, design=DESIGN).completed()[2]
+        for schema, design, what in (
+            ({"margins": SCHEMA["margins"]}, DESIGN, "schema"),
+            (SCHEMA, Design(n_train=12, alpha=0.5, n_models=10, seed=4), "design"),
+            (SCHEMA, DESIGN.with_models(11), "number of models"),
+        ):
+            with pytest.raises(RequestError, match=f"another {what}"):
+                Store.open_or_create(place, schema=schema, design=design)
+
     def test_rows_round_trip(self, store: Store, place: str | Path) -> None:
         assert store.write_row(7, values(7))
         assert store.write_rows([3, 1], {key: [values(3)[key], values(1)[key]] for key in SCHEMA}) == [1, 3]
@@ -192,6 +204,8 @@ class StoreContract:
             ({"masks": {"shape": (5,), "dtype": "bool"}, **SCHEMA}, "12 train examples"),
             ({"masks": {"shape": (12,), "dtype": "float32"}}, "must be bool or uint8"),
             ({"y": {"shape": (5,), "dtype": "float32", "of": "train"}}, "last axis must be n_train = 12"),
+            ({"y": (5,)}, "give"),
+            ({"y": {"shape": (5,)}}, "dtype: Field required"),
         ],
     )
     def test_schema_and_design_must_agree(self, place: str | Path, schema: dict[str, Any], message: str) -> None:

@@ -73,7 +73,7 @@ def test_labels_do_not_shape_the_clusters() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "needs n_clusters"),
+        ({}, "needs a number of clusters"),
         ({"n_clusters": 91}, "between 1 and the 90"),
         ({"n_clusters": 3, "method": "magic"}, "legal: kmeans, hdbscan"),
         ({"labels": [1, 2]}, "there are 90 targets"),

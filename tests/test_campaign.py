@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datamodels.design import Design
-from datamodels.errors import MissingClassWarning, RequestError
+from datamodels.errors import MissingClassWarning, RequestError, TaskChangedWarning
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from tests import tasks
@@ -67,6 +67,31 @@ def test_a_worker_that_dies_is_replaced_and_only_its_row_fails(new_store: NewSto
     assert summary.failed == [3]
     assert summary.done == 11
     assert "signal SIGKILL" in store.failures()[3].read_text()
+
+
+def test_a_campaign_whose_first_rows_all_fail_is_stopped(new_store: NewStore) -> None:
+    store = new_store(200)
+    summary = train(store, tasks.forgets_to_return, jobs=2)
+    assert 20 <= len(summary.failed) < 200
+    assert summary.pending == 200 - len(summary.failed)
+    assert not summary.ok
+
+
+def test_another_version_of_the_task_is_noticed(new_store: NewStore, tmp_path: Path) -> None:
+    store = new_store(4)
+    for version, scale in enumerate((1, 1, 2)):
+        file = tmp_path / f"versions{version}.py"
+        file.write_text(f"def main(index): return {{'margins': [{scale}] * 4}}\n")
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location("versions", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if scale == 2:
+            with pytest.warns(TaskChangedWarning, match="versions:main"):
+                train(store, module.main, executor="inline")
+        else:
+            train(store, module.main, executor="inline")
 
 
 def test_workers_are_reused_between_rows(new_store: NewStore) -> None:
@@ -205,6 +230,7 @@ def test_a_script_without_a_main_guard_is_told_so(new_store: NewStore, tmp_path:
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
     assert "__main__" in result.stderr
+    assert result.stderr.count("Traceback") <= 3  # of the script itself, and of its two workers at most
 
 
 def test_progress_in_plain_lines(new_store: NewStore, capsys: pytest.CaptureFixture[str]) -> None:

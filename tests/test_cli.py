@@ -71,6 +71,7 @@ def test_the_whole_flow_in_commands(folder: Path) -> None:
     assert json.loads(run("verify", "st", "--json", cwd=folder).stdout)["ok"] is True
     fitted = run("fit", "st", "--rows", "0:100", "--lambdas", "40", "--out", "a.h5ad", "--json", cwd=folder)
     assert json.loads(fitted.stdout)["gap"] <= 1e-5
+    assert json.loads(fitted.stdout)["n_models"] == 100
     score = json.loads(run("evaluate", "a.h5ad", "st", "--json", cwd=folder).stdout)
     assert score["lds"] > 0.95
     assert score["lds_ci"][0] <= score["lds"] <= score["lds_ci"][1]
@@ -151,6 +152,7 @@ def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -
         (["init", "st", "--spec", "spec.json", "--replicates", "2"], "a design needs --n-train"),
         (["init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "11"], "masks"),
         (["train", "nowhere", "--task", "task:main"], "there is no store"),
+        (["init", "st", "--spec", "spec.json", "--n-train", "10"], "for example 0.5"),
         (["status", "nowhere"], "there is no store"),
         (["evaluate", "nowhere.h5ad", "st"], "there is no file"),
         (["neighbours", "nowhere.h5ad", "x"], "valid integer"),
@@ -169,6 +171,7 @@ def test_bad_requests_are_one_line_and_status_2(
 
 def test_a_task_that_cannot_be_imported_is_status_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     in_process(capsys, "init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10")
+    assert "write task:main" in in_process(capsys, "train", "st", "--task", "task.py:main", status=2)
     assert "no function 'nothing'" in in_process(capsys, "train", "st", "--task", "task:nothing", status=2)
     assert "cannot import" in in_process(capsys, "train", "st", "--task", "nothing:main", status=2)
 

@@ -35,7 +35,7 @@ def test_its_numbers_are_those_of_its_files(demo: tuple[Path, dict[str, Any]]) -
     folder, result = demo
     assert result["models"] == 2 * MODELS
     assert set(result) == {
-        "lds", "lds_ci", "lds_ceiling", "ari", "ari_baseline", "nmi", "nmi_baseline", "models", "seconds", "page",
+        "lds", "lds_ci", "lds_ceiling", "ari", "ari_baseline", "nmi", "nmi_baseline", "models", "trained", "seconds", "page",
     }  # fmt: skip
     score = lds(Attribution.load(folder / "lasso.h5ad"), folder / "half_test")
     assert score.lds == result["lds"]
@@ -62,8 +62,9 @@ def test_it_goes_on_where_it_was(demo: tuple[Path, dict[str, Any]], tmp_path: Pa
     shutil.rmtree(again / "tenth_test")
     second = run_demo(again, models=MODELS, progress=False)
     np.testing.assert_array_equal(np.load(again / "half/margins.npy"), before)
+    assert second["trained"] == 100 + MODELS // 16 * 2
     assert second["lds"] == pytest.approx(result["lds"], abs=1e-3)
-    with pytest.raises(RequestError, match="other settings"):
+    with pytest.raises(RequestError, match="another number of models"):
         run_demo(again, models=MODELS + 160, progress=False)
 
 
@@ -102,7 +103,11 @@ def test_the_run_says_what_belongs_together_and_can_be_moved(demo: tuple[Path, d
     ("change", "error", "message"),
     [
         ({"format_version": 5}, NewerFormatError, "version 5.*up to version 1"),
-        ({"stores": {"half": "../../etc"}}, RequestError, "outside of the run's folder"),
+        (
+            {"stores": {"half": "../../etc", "half_test": "b", "tenth": "c", "tenth_test": "d"}},
+            RequestError,
+            "outside of the run's folder",
+        ),
         ({"attributions": {}}, RequestError, "damaged"),
         ({"unknown": 1}, RequestError, "damaged"),
         ({"view": {"neighbours": "nope", "embedding": "ridge"}}, RequestError, "view names 'nope'"),

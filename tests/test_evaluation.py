@@ -173,6 +173,24 @@ def test_an_empty_model_predicts_the_mean_and_ranks_nothing() -> None:
     assert -0.1 < score.r2 <= 0
 
 
+def test_the_key_that_was_fitted_is_judged_and_files_are_taken(tmp_path: Path) -> None:
+    p = plant(80, 12, 5, noise=0.3)
+    design = Design(n_train=12, alpha=0.5, n_models=80, seed=1)
+    schema = {key: {"shape": (size,), "dtype": "float64"} for key, size in (("margins", 2), ("other", 5))}
+    store = Store.create(tmp_path / "a", schema=schema, design=design)
+    store.write_rows(np.arange(80), {"margins": p.outputs[:, :2] * 0, "other": design.masks() @ p.weights})
+    file = fit(store, outputs_key="other", rows=(0, 60), progress=False).save(tmp_path / "a.h5ad")
+    assert lds(file, store).lds > 0.9
+    with pytest.raises(RequestError, match=r"targets up to 4; the outputs .'margins'. have 2"):
+        lds(file, store, outputs_key="margins")
+
+
+def test_rows_beyond_the_end_are_refused() -> None:
+    p = plant(50, 8, 2)
+    with pytest.raises(RequestError, match="beyond the 50 rows"):
+        fit(masks=p.masks, outputs=p.outputs, rows=(10, 60), progress=False)
+
+
 def test_an_attribution_of_unknown_rows_needs_rows() -> None:
     p = plant(50, 8, 2)
     bare = Attribution(p.weights, p.bias)

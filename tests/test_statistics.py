@@ -133,7 +133,7 @@ def test_standardised_problem_is_that_of_the_columns(intercept: bool) -> None:
         (np.full((5, 3), 0.5), np.ones((5, 2)), "masks hold 0.5"),
         (np.full((5, 3), 2, np.uint8), np.ones((5, 2)), "masks hold 2"),
         (np.eye(5, dtype=bool), np.full((5, 2), np.nan), "row 0, target 0 is nan"),
-        (np.eye(5, dtype=bool), np.array([["a"]] * 5), "must be numbers"),
+        (np.eye(5, dtype=bool), np.array([["a"]] * 5), "must be real numbers"),
         (np.eye(5, dtype=bool)[:0], np.ones((0, 2)), "no completed rows"),
     ],
 )

@@ -114,7 +114,7 @@ class Design:
     def _check_alpha(self) -> None:
         if self.kind in _NEEDS_ALPHA:
             if self.alpha is None or not 0 < self.alpha < 1:
-                raise ValueError(f"alpha is {self.alpha}; kind {self.kind!r} needs 0 < alpha < 1")
+                raise ValueError(f"alpha is {self.alpha}; kind {self.kind!r} needs 0 < alpha < 1, for example 0.5")
             return
         implied = {"antithetic": 0.5, "leave_one_out": 1 - 1 / self.n_train}.get(self.kind)
         if self.alpha is None:

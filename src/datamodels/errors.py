@@ -61,6 +61,10 @@ class MissingClassWarning(DatamodelsWarning):
     """A training subset has no example of some class."""
 
 
+class TaskChangedWarning(DatamodelsWarning):
+    """A store holds rows of another task, or of another version of this one."""
+
+
 class ConvergenceWarning(DatamodelsWarning):
     """A solution missed its tolerance; its gap is stored and says by how much."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +31,8 @@ class Subgroups:
         The same pipeline on raw features.
     """
 
-    clusters: NDArray[np.int64]
-    embedding: NDArray[np.float64]
+    clusters: NDArray[np.int64] = field(repr=False)
+    embedding: NDArray[np.float64] = field(repr=False)
     method: str
     ari: float | None = None
     nmi: float | None = None
@@ -118,7 +118,7 @@ def subgroups(
     if method == "kmeans" and n_clusters is None:
         if truth is None:
             raise RequestError(
-                "k-means needs n_clusters (or labels to count); method='hdbscan' finds the number by itself"
+                "k-means needs a number of clusters (n_clusters, --clusters), or labels to count; hdbscan finds the number by itself"
             )
         n_clusters = len(np.unique(truth))
     embedding = embed(attribution, n_components)

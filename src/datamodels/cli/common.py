@@ -37,6 +37,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MasksFile = Annotated[Path | None, typer.Option("--masks", help="Masks, .npy (m, n_train), instead of a store.")]
 OutputsFile = Annotated[Path | None, typer.Option("--outputs", help="Outputs, .npy (m, ...), instead of a store.")]
 MasksKey = Annotated[str, typer.Option(help="Key of the masks in the store.")]
+FittedMasksKey = Annotated[
+    str | None, typer.Option("--masks-key", help="Key of the masks; that of the fit by default.")
+]
+FittedOutputsKey = Annotated[
+    str | None, typer.Option("--outputs-key", help="Key of the outputs; that of the fit by default.")
+]
 OutputsKey = Annotated[str, typer.Option(help="Key of the outputs in the store.")]
 RowRange = Annotated[str | None, typer.Option("--rows", help="Rows to use, START:STOP.")]
 TargetRange = Annotated[str | None, typer.Option("--targets", help="Targets to use, START:STOP.")]

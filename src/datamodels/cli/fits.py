@@ -12,6 +12,8 @@ from datamodels.cli.common import (
     Eps,
     EstimatorName,
     EstimatorOption,
+    FittedMasksKey,
+    FittedOutputsKey,
     Folds,
     Json,
     L1Ratio,
@@ -86,15 +88,21 @@ def fit(
         targets_are_train=targets_are_train or None,
     )
     attribution.save(out)
-    facts = {"out": str(out), "n_train": attribution.n_train, "n_targets": attribution.n_targets}
-    text = f"wrote {out}: {attribution.n_train} training examples x {attribution.n_targets} targets"
-    for name, summary in (("gap", np.max), ("n_nonzero", np.median), ("val_r2", np.nanmean)):
+    used = sum(len(source["rows"]) for source in attribution.provenance["sources"])
+    facts: dict[str, Any] = {
+        "out": str(out),
+        "n_models": used,
+        "n_train": attribution.n_train,
+        "n_targets": attribution.n_targets,
+    }
+    text = f"wrote {out}: {used} models, {attribution.n_train} training examples, {attribution.n_targets} targets"
+    for name, summary in (("gap", np.max), ("n_nonzero", np.median), ("val_r2", np.nanmedian)):
         if name in attribution.target_facts and np.isfinite(attribution.target_facts[name]).any():
             facts[name] = float(summary(attribution.target_facts[name]))
     if "gap" in facts:
         text += f"; largest relative gap {facts['gap']:.1e}, median nonzeros {facts['n_nonzero']:.0f}"
     if "val_r2" in facts:
-        text += f", mean validation R² {facts['val_r2']:.3f}"
+        text += f", median validation R² {facts['val_r2']:.3f}"
     emit(facts, text, as_json)
 
 
@@ -103,8 +111,8 @@ def evaluate(
     stores: StorePaths = None,
     masks: MasksFile = None,
     outputs: OutputsFile = None,
-    masks_key: MasksKey = "masks",
-    outputs_key: OutputsKey = "margins",
+    masks_key: FittedMasksKey = None,
+    outputs_key: FittedOutputsKey = None,
     rows: RowRange = None,
     seed: Seed = 0,
     as_json: Json = False,

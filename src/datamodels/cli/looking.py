@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from datamodels.cli.common import AttributionPath, Json, MasksKey, MethodName, OutputsKey, Seed, emit, read_labels
+from datamodels.cli.common import (
+    AttributionPath,
+    FittedMasksKey,
+    FittedOutputsKey,
+    Json,
+    MethodName,
+    Seed,
+    emit,
+    read_labels,
+)
 from datamodels.errors import RequestError
 
 
@@ -80,9 +89,9 @@ def report(
         Path, typer.Argument(help="Folder of a run, or an attribution file (.h5ad).", metavar="RUN|FILE")
     ],
     stores: Annotated[list[Path] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
-    masks_key: MasksKey = "masks",
-    outputs_key: OutputsKey = "margins",
-    clusters: Annotated[int, typer.Option(help="Clusters to show for a file.")] = 10,
+    masks_key: FittedMasksKey = None,
+    outputs_key: FittedOutputsKey = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters to show for a file; none by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Page to write for a file; beside it by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -125,7 +134,8 @@ def demo(
     from rich.table import Table
 
     low, high = result["lds_ci"]
-    table = Table(title=f"{result['models']:,} networks in {result['seconds']:.0f} s")
+    trained = "" if result["trained"] == result["models"] else f" ({result['trained']:,} of them trained now)"
+    table = Table(title=f"{result['models']:,} networks{trained}, {result['seconds']:.0f} s")
     for name in ("question", "answer", "to compare with"):
         table.add_column(name)
     table.add_row(

@@ -108,7 +108,11 @@ def train(
 
     make_importable(Path.cwd())
     summary = run(store, task, executor=executor.value, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
-    state = "complete" if summary.ok else f"{len(summary.failed)} failed, {summary.pending} not done"
+    state = (
+        "complete"
+        if summary.ok
+        else f"{len(summary.failed)} failed, {summary.pending} not reached; run it again to retry"
+    )
     emit(summary.to_dict(), f"{store}: {state}", as_json)
     if not summary.ok:
         raise typer.Exit(1)

@@ -65,8 +65,8 @@ def run_demo(
     Returns
     -------
     dict
-        ``lds``, ``lds_ci``, ``lds_ceiling``, ``ari``, ``ari_baseline``, ``nmi``, ``nmi_baseline``, ``models``,
-        ``seconds`` and ``page``.
+        ``lds``, ``lds_ci``, ``lds_ceiling``, ``ari``, ``ari_baseline``, ``nmi``, ``nmi_baseline``, ``models``, ``trained``
+        (how many of them now), ``seconds`` and ``page``.
 
     Raises
     ------
@@ -80,7 +80,9 @@ def run_demo(
         raise RequestError(f"models is {models}; the demo needs at least {_FEWEST}")
     folder = Path(out)
     parts = _parts(models)
-    stores = {part.name: _train(folder, part, jobs, progress) for part in parts}
+    stores, trained = {}, {}
+    for part in parts:
+        stores[part.name], trained[part.name] = _train(folder, part, jobs, progress)
     for name, estimator, store in (("lasso", Lasso(), "half"), ("ridge", Ridge(), "tenth")):
         fit(stores[store], estimator, progress=progress).save(folder / f"{name}.h5ad")
     run = Run(
@@ -104,13 +106,14 @@ def run_demo(
         **{name: score[name] for name in ("lds", "lds_ci", "lds_ceiling")},
         **{name: groups[name] for name in ("ari", "ari_baseline", "nmi", "nmi_baseline")},
         "models": sum(part.n_models for part in parts),
+        "trained": sum(trained.values()),
         "seconds": round(time.monotonic() - started, 1),
         "page": results["page"],
     }
 
 
-def _train(folder: Path, part: _Part, jobs: int | None, progress: bool) -> Store:
-    """The complete store of one part; what is there already is kept."""
+def _train(folder: Path, part: _Part, jobs: int | None, progress: bool) -> tuple[Store, int]:
+    """The complete store of one part, and how many networks were trained for it now."""
     data = digits()
     design = Design(
         n_train=len(data.train),
@@ -120,13 +123,8 @@ def _train(folder: Path, part: _Part, jobs: int | None, progress: bool) -> Store
         replicates=part.replicates,
     )
     path = folder / part.name
-    if (path / "store.json").exists():
-        store = Store.open(path)
-        if store.design != design:
-            raise RequestError(f"{str(path)!r} is of a demo with other settings: choose another --out, or remove it")
-    else:
-        schema = {"margins": {"shape": (len(data.test),), "dtype": "float32"}}
-        store = Store.create(path, schema=schema, design=design, labels=data.train.y)
+    schema = {"margins": {"shape": (len(data.test),), "dtype": "float32"}}
+    store = Store.open_or_create(path, schema=schema, design=design, labels=data.train.y)
     if progress:
         note(f"{part.name}: {part.n_models} networks, each on {part.alpha:.0%} of {len(data.train)} digits")
     summary = train(store, f"datamodels.demo.task:{part.task}", jobs=jobs, progress=progress)
@@ -134,4 +132,4 @@ def _train(folder: Path, part: _Part, jobs: int | None, progress: bool) -> Store
         raise CampaignError(
             f"{len(summary.failed)} networks failed; their logs are in {path / 'failures'}; run it again to retry"
         )
-    return store
+    return store, summary.done

@@ -66,13 +66,13 @@ class LDS:
 
 
 def lds(
-    attribution: Attribution,
+    attribution: Attribution | str | Path,
     source: Store | str | Path | Sequence[Store | str | Path] | None = None,
     *,
     masks: NDArray[Any] | str | Path | None = None,
     outputs: NDArray[Any] | str | Path | None = None,
-    masks_key: str = MASKS,
-    outputs_key: str = OUTPUTS,
+    masks_key: str | None = None,
+    outputs_key: str | None = None,
     rows: Rows = None,
     draws: int = 1000,
     confidence: float = 0.95,
@@ -83,9 +83,11 @@ def lds(
     Parameters
     ----------
     attribution
-        What to judge.
-    source, masks, outputs, masks_key, outputs_key
+        What to judge, or its file.
+    source, masks, outputs
         Where held-out models are, as in `datamodels.fit`.
+    masks_key, outputs_key
+        Keys of the store; by default those that were fitted.
     rows
         Which rows; by default all that the fit has not used, nor any run of a mask that it has used.
     draws, confidence, seed
@@ -97,16 +99,22 @@ def lds(
         when rows were named that the fit has used, when none are left, or when the attribution does
         not say which rows it used and none were named.
     """
-    problem = Problem.build(
-        source,
-        masks=masks,
-        outputs=outputs,
-        masks_key=masks_key,
-        outputs_key=outputs_key,
-        rows=rows,
-        targets=attribution.target_facts.get("target"),
-        targets_are_train=False,
-    )
+    if not isinstance(attribution, Attribution):
+        attribution = Attribution.load(attribution)
+    fitted: Mapping[str, Any] = next(iter(attribution.provenance.get("sources", [])), {})
+    keys = {
+        "masks_key": masks_key or fitted.get("masks_key", MASKS),
+        "outputs_key": outputs_key or fitted.get("outputs_key", OUTPUTS),
+    }
+    problem = Problem.build(source, masks=masks, outputs=outputs, rows=rows, targets_are_train=False, **keys)
+    targets = attribution.target_facts.get("target")
+    if targets is not None:
+        if len(targets) and targets.max() >= problem.n_targets:
+            raise RequestError(
+                f"the attribution has targets up to {targets.max()}; the outputs ({keys['outputs_key']!r}) have "
+                f"{problem.n_targets}: name the key that was fitted, or another store"
+            )
+        problem = replace(problem, targets=problem.targets[targets.astype(np.int64)])
     if problem.n_targets != attribution.n_targets:
         raise RequestError(
             f"the attribution has {attribution.n_targets} targets and does not say which; the outputs have "

@@ -78,6 +78,7 @@ class LocalExecutor(Executor):
         self._workers: list[_Worker] = []
         self._outcomes: list[RowOutcome] = []
         self._deaths_at_start = 0
+        self._any_ready = False
 
     def __enter__(self) -> LocalExecutor:
         import cloudpickle
@@ -159,7 +160,7 @@ class LocalExecutor(Executor):
                 message = worker.pipe.recv()
                 worker.since = time.monotonic()
                 if message is None:
-                    worker.ready = True
+                    worker.ready = self._any_ready = True
                     continue
                 if message.ended == "started":
                     worker.running = message.row
@@ -181,7 +182,7 @@ class LocalExecutor(Executor):
         if not worker.ready:
             self._deaths_at_start += 1
             text = f"a worker process could not start ({cause}); in a script, call train under `if __name__ == '__main__':`"
-            if self._deaths_at_start > 2 * self.slots:
+            if not self._any_ready or self._deaths_at_start > 2 * self.slots:
                 raise RequestError(text)
         else:
             self._deaths_at_start = 0

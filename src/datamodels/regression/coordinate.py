@@ -164,7 +164,7 @@ def _validation_error(w, inverse_scale, mean, y_mean, gram, sum_x, xty, count, s
 def select_path(  # type: ignore[no-untyped-def]
     gram, diagonal, q, y_var, inverse_scale, mean, y_mean, intercept,
     val_gram, val_sum_x, val_xty, val_count, val_sum_y, val_yty,
-    lams, l1_ratio, tol, max_sweeps, stop,
+    lams, l1_ratio, tol, max_sweeps, stop_below, stop_above,
 ):  # fmt: skip
     """Walk the path of every target on all splits in step until the validation error has turned.
 
@@ -172,8 +172,8 @@ def select_path(  # type: ignore[no-untyped-def]
     gram and val_gram (s, n, n); diagonal, inverse_scale, mean, val_sum_x (s, n); q and val_xty
     (s, t, n); y_var, y_mean, val_sum_y, val_yty (s, t); val_count (s,); lams (t, K).
 
-    ``stop`` (3,): the path ends below stop[0] times the λ of the least error; while the least error is
-    that of the empty model, below stop[1] times its λ, or where the error exceeds stop[2] times it.
+    The path ends where λ is below ``stop_below`` times the λ of the least error and the error is above
+    ``stop_above`` times the least.
 
     Returns errors (t, K), the mean squared validation error, NaN where the path was not walked;
     n_nonzero (t, K), -1 there; the chosen index (t,); the weights of the first split there (t, n).
@@ -214,10 +214,7 @@ def select_path(  # type: ignore[no-untyped-def]
                 best = errors[k, i]
                 chosen[k] = i
                 weights[k] = w[0]
-            elif n_nonzero[k, chosen[k]] > 0:
-                if lams[k, i] < stop[0] * lams[k, chosen[k]]:
-                    break
-            elif lams[k, i] < stop[1] * lams[k, chosen[k]] or errors[k, i] > stop[2] * best:
+            elif lams[k, i] < stop_below * lams[k, chosen[k]] and errors[k, i] > stop_above * best:
                 break
     return errors, n_nonzero, chosen, weights
 

@@ -25,7 +25,7 @@ from datamodels.version import versions
 
 def fit(
     source: Store | str | Path | Sequence[Store | str | Path] | None = None,
-    estimator: Estimator | str | None = None,
+    estimator: Estimator | type[Estimator] | str | None = None,
     *,
     masks: NDArray[Any] | str | Path | None = None,
     outputs: NDArray[Any] | str | Path | None = None,
@@ -80,13 +80,15 @@ def fit(
     return fit_problem(problem, resolve(estimator), progress=progress)
 
 
-def resolve(estimator: Estimator | str | None) -> Estimator:
+def resolve(estimator: Estimator | type[Estimator] | str | None) -> Estimator:
     """An estimator from its name, or the default."""
     if estimator is None:
         return Lasso()
+    if isinstance(estimator, type) and issubclass(estimator, Estimator):
+        return estimator()
     if isinstance(estimator, Estimator):
         return estimator
-    return from_description({"name": estimator})
+    return from_description({"name": str(estimator).lower()})
 
 
 def fit_problem(problem: Problem, estimator: Estimator, *, progress: bool = True) -> Attribution:

@@ -18,11 +18,10 @@ _MAX_SWEEPS = 2_000
 _MAX_PATH_SWEEPS = 100_000
 _BATCH = 64
 _PATH_TOL = 1e-4
-# The path stops at this share of the λ with the least validation error; while that is the empty model,
-# further down, or once the error is clearly above that of the empty model.
+# The validation error has turned when λ is below this share of its best value, and the error above its
+# least by this share of the error's own standard error, which is about √(2/rows) of it.
 _STOP_BELOW = 0.5
-_STOP_NULL_BELOW = 0.1
-_CLEARLY_WORSE = 1.05
+_STOP_ABOVE = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +167,7 @@ def _select(
             val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
             np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
             np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS,
-            np.array([_STOP_BELOW, _STOP_NULL_BELOW, _CLEARLY_WORSE]),
+            _STOP_BELOW, 1 + _STOP_ABOVE * np.sqrt(2 / val_count.sum()),
         )  # fmt: skip
         results.append(found)
         if progress:

@@ -107,6 +107,10 @@ class Source:
             return self
         if isinstance(rows, tuple) and len(rows) == 2:
             rows = slice(*rows)
+        if isinstance(rows, slice) and max(rows.start or 0, rows.stop or 0) > len(self.outputs):
+            raise RequestError(
+                f"rows {rows.start or 0}:{rows.stop} go beyond the {len(self.outputs)} rows that there are"
+            )
         keep = np.zeros(len(self.outputs), dtype=np.bool_)
         try:
             keep[rows if isinstance(rows, slice) else np.asarray(rows)] = True

@@ -133,7 +133,7 @@ def _scores(page: Page) -> str:
         size, last = int(page.curve.sizes[-1]), page.curve.scores[-1].lds
         note = (
             f"<p>With {size:,} models the {escape(page.curve_name)} reaches {last:.3f}. Twice as many would reach about "
-            f"{page.curve.at(2 * size):.3f}, ever more about {page.curve.asymptote:.3f}. These are estimates: they assume that "
+            f"{page.curve.at(2 * size):.3f}, without limit about {page.curve.asymptote:.3f}. These are estimates: they assume that "
             "1/LDS² falls in proportion to 1/models.</p>"
         )
     return (
@@ -141,7 +141,7 @@ def _scores(page: Page) -> str:
         "true outputs over models that the fit has not used, averaged over targets. Intervals are bootstraps over models and "
         "targets; a noise ceiling, where there is one, comes from repeated runs of the same subsets.</p>"
         "<div class=scroll><table><thead><tr><th>fit<th>LDS<th>95 % interval<th>noise ceiling<th>Pearson<th>R²<th>models<th>targets"
-        f"<tbody>{''.join(rows)}</table></div><div class=plots><div id=curve></div><div id=histogram></div></div>{note}</section>"
+        f"<tbody>{''.join(rows)}</table></div><div class=plots>{'<div id=curve></div>' if page.curve else ''}<div id=histogram></div></div>{note}</section>"
     )
 
 
@@ -154,10 +154,11 @@ def _neighbours(page: Page, sheets: dict[str, Sheet | None]) -> str:
             f"<div class=side>{_side(near.helpful, page, sheets, 'helpful')}</div>"
             f"<div class=side>{_side(near.harmful, page, sheets, 'harmful')}</div></div>"
         )
+    names = f"Names are the hidden {escape(page.labels_name)}." if page.labels is not None else ""
     return (
         f"<section><h2>Which training examples drive a prediction</h2><p>Weights of the {escape(page.shown_name)} datamodel, in "
         "output units: how much the output changes when the example joins the training set. "
-        "The name is the hidden label, where there is one.</p>"
+        f"{names}</p>"
         "<div class=grid><div class='row head'><div class=target>target</div><div class=side>most helpful</div>"
         f"<div class=side>most harmful</div></div>{''.join(rows)}</div></section>"
     )

@@ -18,10 +18,8 @@ from datamodels.evaluation.curve import Curve, curve
 from datamodels.evaluation.lds import LDS, lds
 from datamodels.files import replacing
 from datamodels.regression.estimators import from_description
-from datamodels.regression.problem import OUTPUTS
 from datamodels.report.page import Examples, Page, render
 from datamodels.run import Run
-from datamodels.spec import MASKS
 from datamodels.store import Store
 
 PAGE = "index.html"
@@ -44,7 +42,7 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
     scores: dict[str, LDS] = {}
     for name, item in run.attributions.items():
         if item.test is not None:
-            scores[name] = lds(attributions[name], folder / run.stores[item.test], **_keys(attributions[name]))
+            scores[name] = lds(attributions[name], folder / run.stores[item.test])
     name = run.view.neighbours
     item = run.attributions[name]
     growth = None
@@ -88,9 +86,9 @@ def report_attribution(
     stores: Sequence[str | Path] = (),
     *,
     out: str | Path | None = None,
-    masks_key: str = MASKS,
-    outputs_key: str = OUTPUTS,
-    n_clusters: int = 10,
+    masks_key: str | None = None,
+    outputs_key: str | None = None,
+    n_clusters: int | None = None,
 ) -> dict[str, Any]:
     """The page of one attribution file; with stores that hold unused rows, its scores too."""
     attribution = Attribution.load(path)
@@ -98,7 +96,7 @@ def report_attribution(
     name = str(attribution.provenance.get("estimator", {}).get("name", "datamodel"))
     if stores:
         scores[name] = lds(attribution, list(stores), masks_key=masks_key, outputs_key=outputs_key)
-    groups = _groups(attribution, n_clusters)
+    groups = None if n_clusters is None else _groups(attribution, n_clusters)
     target = Path(out) if out is not None else Path(path).with_suffix(".html")
     page = Page(
         title=f"Datamodels of {Path(path).name}",

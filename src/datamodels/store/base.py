@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 
 from datamodels.design import Design, label_codes
-from datamodels.errors import RequestError, RowError
+from datamodels.errors import RequestError, RowError, first_line
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
 from datamodels.store.records import Merged, Status, Verified
 
@@ -89,17 +90,44 @@ class Store(ABC):
         RequestError
             when schema, spec and design do not go together.
         """
-        if spec is None:
-            if schema is None or design is None:
-                raise RequestError("give a spec, or a schema and a design")
-            given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in schema.items()}
-            given.setdefault(MASKS, {"shape": (design.n_train,), "dtype": "bool"})
-            spec = Spec.model_validate({"num_models": design.n_models, "schema": given})
-        elif schema is not None:
-            raise RequestError("give a spec or a schema, not both")
-        _check_design(spec, design)
+        spec = _plan(schema, spec, design)
         codes = None if labels is None else _check_labels(labels, design)
         return cls._backend(path)._create(Path(path), spec, design, codes)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | Path,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        spec: Spec | None = None,
+        design: Design | None = None,
+        labels: ArrayLike | None = None,
+    ) -> Store:
+        """The store at `path`, made when there is none: for scripts that are run again and again.
+
+        Parameters as in `Store.create`.
+
+        Raises
+        ------
+        RequestError
+            when there is a store with another schema, design or number of models.
+        """
+        backend = cls._backend(path)
+        if not backend._exists(Path(path)):
+            return cls.create(path, schema=schema, spec=spec, design=design, labels=labels)
+        store, wanted = backend._open(Path(path)), _plan(schema, spec, design)
+        for what, mine, given in (
+            ("schema", store.spec.fields, wanted.fields),
+            ("design", store.design and store.design.identity, design and design.identity),
+            ("number of models", store.n_models, wanted.num_models),
+        ):
+            if mine != given:
+                raise RequestError(
+                    f"the store at {str(path)!r} has another {what} than the one asked for: choose another folder, or "
+                    "open it as it is with Store.open (to add models, use extend)"
+                )
+        return store
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -121,6 +149,10 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def _open(cls, path: Path) -> Store: ...
+
+    @classmethod
+    @abstractmethod
+    def _exists(cls, path: Path) -> bool: ...
 
     # -- what is there ----------------------------------------------------------------------------
 
@@ -381,6 +413,26 @@ def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
 
 def _floating(field: KeySpec) -> bool:
     return field.numpy_dtype.kind in "fc"
+
+
+def _plan(schema: Mapping[str, Any] | None, spec: Spec | None, design: Design | None) -> Spec:
+    """The spec that `Store.create` is asked for, checked against the design."""
+    if spec is None:
+        if schema is None or design is None:
+            raise RequestError("give a spec, or a schema and a design")
+        given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in schema.items()}
+        for key, value in given.items():
+            if not isinstance(value, dict):
+                raise RequestError(f'schema[{key!r}] is {value!r}; give {{"shape": (...), "dtype": name}}')
+        given.setdefault(MASKS, {"shape": (design.n_train,), "dtype": "bool"})
+        try:
+            spec = Spec.model_validate({"num_models": design.n_models, "schema": given})
+        except ValidationError as error:
+            raise RequestError(first_line(error)) from None
+    elif schema is not None:
+        raise RequestError("give a spec or a schema, not both")
+    _check_design(spec, design)
+    return spec
 
 
 def _check_design(spec: Spec, design: Design | None) -> None:

@@ -117,6 +117,10 @@ class NpyStore(Store):
         sync_folder(path)
 
     @classmethod
+    def _exists(cls, path: Path) -> bool:
+        return (path / f"{COMPLETED}.npy").is_file()
+
+    @classmethod
     def _open(cls, path: Path) -> Store:
         if not (path / f"{COMPLETED}.npy").is_file():
             part = (

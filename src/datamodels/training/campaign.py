@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from datamodels.design import subsets_without_class
-from datamodels.errors import MissingClassWarning, RequestError
+from datamodels.errors import MissingClassWarning, RequestError, TaskChangedWarning
 from datamodels.executors.base import Executor, InlineExecutor, RowOutcome
 from datamodels.executors.local import LocalExecutor
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS
 from datamodels.store import Store
-from datamodels.training.task import BlockTask, TaskRunner, load_task
+from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_task
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
@@ -31,6 +31,7 @@ _LONGEST_BACK_OFF = 60.0
 _HEARTBEAT = 1.0
 _BEAT_IS_OLD = 10.0
 _TICK = 0.25
+_HOPELESS = 20  # a campaign whose first rows all fail is stopped after so many
 
 EXECUTORS = ("local", "inline")
 
@@ -127,14 +128,17 @@ def train(
     else:
         where = LocalExecutor(runner, jobs=jobs, timeout=timeout, threads=threads)
     size = function.block_size if isinstance(function, BlockTask) else None
-    return _Campaign(store, where, size, retries, progress).run()
+    return _Campaign(store, where, fingerprint(function), size, retries, progress).run()
 
 
 class _Campaign:
     """The state of one run of `train`."""
 
-    def __init__(self, store: Store, executor: Executor, block_size: int | None, retries: int, progress: bool) -> None:
+    def __init__(
+        self, store: Store, executor: Executor, task: str, block_size: int | None, retries: int, progress: bool
+    ) -> None:
         self.store = store
+        self.task = task
         self.executor = executor
         self.block_size = block_size
         self.retries = retries
@@ -148,6 +152,7 @@ class _Campaign:
         self.failed: dict[int, RowOutcome] = {}
         self.running: set[int] = set()
         self.done = self.there = 0
+        self.hopeless = False
         self.seconds_per_row: float | None = None
         self.next_beat = 0.0
         self.bar = Progress("training", len(done), show=progress, done=int(done.sum()))
@@ -170,6 +175,7 @@ class _Campaign:
                 MissingClassWarning,
                 stacklevel=3,
             )
+        self._warn_of_another_task()
         interrupted = False
         if self.ready:
             try:
@@ -203,13 +209,27 @@ class _Campaign:
                     self.running.update(rows)
                     self.executor.submit(rows)
             if not self.running:
-                time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
+                if not self.ready and self.delayed:
+                    time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
                 continue
+            if len(self.failed) >= _HOPELESS and not self.done:
+                self.hopeless = True
+                return
             finished, failed = self.done + self.there, len(self.failed)
             for outcome in self.executor.poll(_TICK):
                 self._take(outcome)
             self.bar.advance(self.done + self.there - finished, len(self.failed) - failed)
             self._beat(running=True)
+
+    def _warn_of_another_task(self) -> None:
+        others = [beat for beat in self.store.campaigns() if beat.get("task", self.task) != self.task]
+        if others and self.known_done.any():
+            warnings.warn(
+                f"this store has rows of another task ({others[-1]['task'].split('#')[0]}, or another version of it); "
+                "rows of different tasks do not belong into one fit: make a new store if that was not meant",
+                TaskChangedWarning,
+                stacklevel=4,
+            )
 
     def _keep_apart(self) -> None:
         """Start somewhere else when another campaign is at this store, so that work is shared."""
@@ -263,7 +283,7 @@ class _Campaign:
         self.known_done = self.store.completed()
         rate = self.bar.rate or 0.0
         beat = {"name": self.name, "updated": time.time(), "rows_per_second": rate, "running": running}
-        self.store.heartbeat(self.name, beat)
+        self.store.heartbeat(self.name, {**beat, "task": self.task})
 
     def _subsets_without_class(self) -> list[int]:
         """Rows whose subset has no example of some class, when the store knows the labels."""
@@ -295,6 +315,8 @@ class _Campaign:
         text = f"trained {summary.done} rows in {duration(summary.seconds)}"
         if summary.failed:
             text += f", {len(summary.failed)} failed (logs in {Path(self.store.path) / 'failures'})"
+        if self.hopeless:
+            text += f"; stopped, since the first {len(summary.failed)} rows all failed"
         if summary.interrupted:
             text += f", {summary.pending} not reached; run it again to go on"
         note(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import sys
@@ -66,6 +67,10 @@ def load_task(task: str | Function) -> Function:
             raise RequestError(f"a task is a function or 'PKG.MODULE:FUNCTION', not {task!r}")
         return task
     module_name, colon, name = task.partition(":")
+    if module_name.endswith(".py"):
+        raise RequestError(
+            f"task {task!r}: leave out '.py', write {module_name[:-3].replace('/', '.')}:{name or 'FUNCTION'}"
+        )
     if not colon or not module_name or not name:
         raise RequestError(f"task {task!r} must be PKG.MODULE:FUNCTION")
     try:
@@ -76,6 +81,20 @@ def load_task(task: str | Function) -> Function:
     if not callable(found):
         raise RequestError(f"module {module_name!r} has no function {name!r}")
     return found
+
+
+def fingerprint(function: Function) -> str:
+    """Name and source of a task, ``NAME#HASH``: another one means that rows come from other code.
+
+    Only the function itself is looked at, not what it calls.
+    """
+    inner = function.function if isinstance(function, BlockTask) else function
+    name = f"{getattr(inner, '__module__', '?')}:{getattr(inner, '__qualname__', type(inner).__name__)}"
+    try:
+        source = inspect.getsource(inner)
+    except (OSError, TypeError):
+        source = ""
+    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 _ROW_NAMES = ("index", "mask", "rng", "logdir", "design")
@@ -143,7 +162,10 @@ class TaskRunner:
             self._first, self._names = arguments_of(self._function)
             wanted = [name for name in self._names if name in _NEED_DESIGN]
             if wanted and store.design is None:
-                raise RequestError(f"the task names {wanted[0]!r}, which needs a store with a design")
+                raise RequestError(
+                    f"the task names {wanted[0]!r}, which needs a store with a design "
+                    "(make the store with --n-train and --alpha, or design=Design(...))"
+                )
             self._store = store
 
     def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:

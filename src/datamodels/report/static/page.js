@@ -22,7 +22,7 @@
       name: "noise ceiling", line: { color: colour("--ink"), width: 1 } });
     Plotly.newPlot("curve", traces, layout({
       title: { text: "LDS against models", font: { size: 14 } }, legend: { x: 1, y: 0, xanchor: "right", bgcolor: "rgba(0,0,0,0)" },
-      xaxis: axis("models", { type: "log", dtick: "D2" }), yaxis: axis("LDS", { rangemode: "tozero" }),
+      xaxis: axis("models", { type: "log", tickvals: [...x, ...c.ahead.slice(-1)], tickformat: ",d" }), yaxis: axis("LDS", { rangemode: "tozero" }),
     }), config);
   }
 
