@@ -265,10 +265,13 @@ def test_the_path_stops_once_the_error_has_turned_and_not_before() -> None:
     p = plant(120, 40, 4, noise=1.0, seed=1)
     facts = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-4), progress=False).target_facts
     assert np.isnan(facts["path_val_error"][:, -1]).any()
-    for lams, errors, chosen in zip(facts["path_lam"], facts["path_val_error"], facts["lam"], strict=True):
+    paths = (facts[name] for name in ("path_lam", "path_val_error", "path_n_nonzero", "lam"))
+    for lams, errors, counts, chosen in zip(*paths, strict=True):
         walked = np.isfinite(errors)
         low = lams[walked] < path_module._STOP_BELOW * chosen
         high = errors[walked] > errors[walked].min() * (1 + path_module._STOP_ABOVE * np.sqrt(2 / 18))
+        saturated = counts[walked] > path_module._SATURATED * 102
+        high |= saturated
         assert walked.all() or (low & high)[-1]
         after_best = np.arange(walked.sum()) > errors[walked].argmin()
         assert not (low & high & after_best)[:-1].any()

@@ -164,7 +164,7 @@ def _validation_error(w, inverse_scale, mean, y_mean, gram, sum_x, xty, count, s
 def select_path(  # type: ignore[no-untyped-def]
     gram, diagonal, q, y_var, inverse_scale, mean, y_mean, intercept,
     val_gram, val_sum_x, val_xty, val_count, val_sum_y, val_yty,
-    lams, l1_ratio, tol, max_sweeps, stop_below, stop_above,
+    lams, l1_ratio, tol, max_sweeps, stop_below, stop_above, saturated,
 ):  # fmt: skip
     """Walk the path of every target on all splits in step until the validation error has turned.
 
@@ -172,8 +172,8 @@ def select_path(  # type: ignore[no-untyped-def]
     gram and val_gram (s, n, n); diagonal, inverse_scale, mean, val_sum_x (s, n); q and val_xty
     (s, t, n); y_var, y_mean, val_sum_y, val_yty (s, t); val_count (s,); lams (t, K).
 
-    The path ends where λ is below ``stop_below`` times the λ of the least error and the error is above
-    ``stop_above`` times the least.
+    The path ends where λ is below ``stop_below`` times the λ of the least error, and either the error is
+    above ``stop_above`` times the least or more than ``saturated`` weights are not 0.
 
     Returns errors (t, K), the mean squared validation error, NaN where the path was not walked;
     n_nonzero (t, K), -1 there; the chosen index (t,); the weights of the first split there (t, n).
@@ -214,7 +214,9 @@ def select_path(  # type: ignore[no-untyped-def]
                 best = errors[k, i]
                 chosen[k] = i
                 weights[k] = w[0]
-            elif lams[k, i] < stop_below * lams[k, chosen[k]] and errors[k, i] > stop_above * best:
+            elif lams[k, i] < stop_below * lams[k, chosen[k]] and (
+                errors[k, i] > stop_above * best or n_nonzero[k, i] > saturated
+            ):
                 break
     return errors, n_nonzero, chosen, weights
 

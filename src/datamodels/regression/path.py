@@ -22,6 +22,8 @@ _PATH_TOL = 1e-4
 # least by this share of the error's own standard error, which is about √(2/rows) of it.
 _STOP_BELOW = 0.5
 _STOP_ABOVE = 1.0
+# A path with nonzeros for most of the rows nears interpolation, where each further λ costs most of all.
+_SATURATED = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,8 @@ def fit_path(
     # All rows count too: a target may be constant outside of the held-out rows, and its λ_max there 0.
     largest = np.max([lambda_max(fit, l1_ratio) for fit in [*fits, whole]], axis=0)
     lams = lambda_grid(largest, n_lambdas, eps)
-    errors, n_nonzero, chosen, start = _select(fits, held_out, lams, l1_ratio, intercept, progress)
+    rows = total.count - max(part.count for part in held_out)
+    errors, n_nonzero, chosen, start = _select(fits, held_out, lams, rows, l1_ratio, intercept, progress)
     lam = lams[np.arange(len(lams)), chosen]
     w, gap = solve_at(whole, lam, l1_ratio=l1_ratio, tol=tol, start=start * (whole.scale > 0), progress=progress)
     return PathFit(w, lam, gap, errors[np.arange(len(lams)), chosen], lams, errors, n_nonzero)
@@ -143,10 +146,12 @@ def _select(
     fits: list[Standardised],
     held_out: Sequence[Statistics],
     lams: NDArray[np.float64],
+    rows: int,
     l1_ratio: float,
     intercept: bool,
     progress: Callable[[int], None] | None,
 ) -> tuple[Any, Any, Any, Any]:
+    """`coordinate.select_path` for all targets, a batch at a time; `rows` are those of a fit."""
     shared = [
         _stack([fit.gram for fit in fits]),
         np.stack([coordinate.diagonal_of(fit.gram) for fit in fits]),
@@ -167,7 +172,7 @@ def _select(
             val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
             np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
             np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS,
-            _STOP_BELOW, 1 + _STOP_ABOVE * np.sqrt(2 / val_count.sum()),
+            _STOP_BELOW, 1 + _STOP_ABOVE * np.sqrt(2 / val_count.sum()), _SATURATED * rows,
         )  # fmt: skip
         results.append(found)
         if progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def _mean_outputs(store: Store, attribution: Attribution) -> NDArray[np.float64]
 def _facts(folder: Path, run: Run, attributions: dict[str, Attribution]) -> list[tuple[str, str]]:
     facts = [("dataset", run.dataset or "not named")]
     if run.recipe:
-        facts.append(("recipe", ", ".join(f"{name} {value}" for name, value in run.recipe.items())))
+        facts.append(("recipe", _listed(run.recipe)))
     for name, place in run.stores.items():
         store = Store.open(folder / place)
         text = f"{int(store.completed().sum()):,} of {store.n_models:,} models"
@@ -202,8 +202,16 @@ def _facts(folder: Path, run: Run, attributions: dict[str, Attribution]) -> list
             text += f", {d.replicates} runs per subset" if d.replicates > 1 else ""
         facts.append((f"store {name}", text))
     for name, attribution in attributions.items():
-        facts.append((f"fit {name}", _describe(attribution)))
+        facts.append((f"fit {name}", f"{_describe(attribution)}, from store {run.attributions[name].store}"))
     return facts
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """Names and values in one line; nested ones in brackets."""
+    parts = (
+        f"{name} ({_listed(value)})" if isinstance(value, dict) else f"{name} {value}" for name, value in values.items()
+    )
+    return ", ".join(parts)
 
 
 def _describe(attribution: Attribution) -> str:
