@@ -215,8 +215,6 @@ def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> 
     broken = ""
     try:
         runner = cloudpickle.loads(payload)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
         runner.prepare()
     except (Exception, SystemExit) as error:
         broken = f"the task could not be loaded in a worker process:\n{trace_of(error)}"

@@ -103,8 +103,9 @@ def compute_datamodels(data: Data, config: Config) -> Path:
 def _read(data: Data) -> Problem:
     path = Path(data.data_path)
     if path.is_dir():
-        source = Source.from_store(Store.open(path), data.x_name, data.y_name)
-        of_train = Store.open(path).field(data.y_name).of == "train"
+        store = Store.open(path)
+        source = Source.from_store(store, data.x_name, data.y_name)
+        of_train = store.field(data.y_name).of == "train"
     else:
         arrays, meta = dataset_file.read(path)
         source = Source.from_arrays(arrays["masks"], arrays["outputs"], str(path))
