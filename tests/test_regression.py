@@ -25,8 +25,8 @@ from datamodels.regression.statistics import Standardised, Statistics
 from tests.conftest import Planted, plant
 
 
-def standardised(p: Planted) -> Standardised:
-    return Standardised.of(Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs)))
+def statistics_of(p: Planted) -> Statistics:
+    return Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))
 
 
 def columns(masks: np.ndarray) -> np.ndarray:
@@ -51,10 +51,11 @@ def test_the_whole_path_equals_that_of_scikit_learn(
 
     p = plant(m, n, 3, noise=0.5, seed=m)
     monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 2048 if dtype is np.float64 else 10)
-    problem = standardised(p)
+    total = statistics_of(p)
+    problem = Standardised.of(total)
     assert problem.gram.dtype == dtype
-    lams = lambda_grid(lambda_max(problem), 30, 1e-2)
-    weights, gaps = solve_path(problem, lams, tol=1e-8 if dtype is np.float64 else 1e-6)
+    lams = lambda_grid(lambda_max(total), 30, 1e-2)
+    weights, gaps = solve_path(total, lams, tol=1e-8 if dtype is np.float64 else 1e-6)
     assert gaps.max() <= (1e-8 if dtype is np.float64 else 1e-5)
     z = columns(p.masks)
     for k in range(3):
@@ -70,10 +71,11 @@ def test_the_whole_path_equals_that_of_scikit_learn(
 @pytest.mark.parametrize("ratio", [1.0, 0.7, 0.1])
 def test_the_kernel_equals_the_reference(ratio: float) -> None:
     p = plant(120, 25, 2, noise=0.3, seed=8)
-    problem = standardised(p)
+    total = statistics_of(p)
+    problem = Standardised.of(total)
     for fraction in (0.5, 0.1, 0.01):
-        lam = fraction * lambda_max(problem, ratio)
-        w, gap = solve_at(problem, lam, l1_ratio=ratio, tol=1e-13)
+        lam = fraction * lambda_max(total, ratio)
+        w, gap = solve_at(total, lam, l1_ratio=ratio, tol=1e-13)
         raw, bias = problem.to_raw(w)
         for k in range(2):
             expected, expected_bias = elastic_net(p.masks, p.outputs[:, k], lam[k], ratio)
@@ -85,9 +87,10 @@ def test_the_kernel_equals_the_reference(ratio: float) -> None:
 @pytest.mark.parametrize("ratio", [0.9, 0.3])
 def test_elastic_net_equals_scikit_learn(ratio: float) -> None:
     p = plant(150, 20, 1, noise=0.3)
-    problem = standardised(p)
-    lam = 0.1 * lambda_max(problem, ratio)
-    w, _ = solve_at(problem, lam, l1_ratio=ratio)
+    total = statistics_of(p)
+    problem = Standardised.of(total)
+    lam = 0.1 * lambda_max(total, ratio)
+    w, _ = solve_at(total, lam, l1_ratio=ratio)
     theirs = SklearnElasticNet(alpha=lam[0], l1_ratio=ratio, tol=1e-12, max_iter=100_000)
     theirs.fit(columns(p.masks), p.outputs[:, 0])
     np.testing.assert_allclose(w[0], theirs.coef_, atol=1e-5)
@@ -96,10 +99,11 @@ def test_elastic_net_equals_scikit_learn(ratio: float) -> None:
 def test_gaps_are_those_of_an_independent_computation() -> None:
     """From the rows themselves: primal minus dual at the scaled residual, over the null objective."""
     p = plant(90, 15, 2, noise=0.4)
-    problem = standardised(p)
+    total = statistics_of(p)
+    problem = Standardised.of(total)
     z, rng = columns(p.masks), np.random.default_rng(0)
     w = rng.normal(size=(2, 15)) * 0.1
-    lam = 0.3 * lambda_max(problem)
+    lam = 0.3 * lambda_max(total)
     claimed = relative_gap(problem.gram, problem.q, problem.y_var, w, lam)
     for k in range(2):
         y = p.outputs[:, k] - p.outputs[:, k].mean()
@@ -110,22 +114,22 @@ def test_gaps_are_those_of_an_independent_computation() -> None:
         assert claimed[k] == pytest.approx(
             (objective(z, p.outputs[:, k], w[k], lam[k]) - dual) / (y @ y / 180), rel=1e-9
         )
-    solved, gap = solve_at(problem, lam)
+    solved, gap = solve_at(total, lam)
     np.testing.assert_allclose(relative_gap(problem.gram, problem.q, problem.y_var, solved, lam), gap, atol=1e-12)
 
 
 def test_at_lambda_max_nothing_enters_and_just_below_something_does() -> None:
-    problem = standardised(plant(100, 12, 4, noise=0.2))
-    top = lambda_max(problem)
-    assert not solve_at(problem, top)[0].any()
-    assert (solve_at(problem, top * 0.999)[0] != 0).any(axis=1).all()
+    total = statistics_of(plant(100, 12, 4, noise=0.2))
+    top = lambda_max(total)
+    assert not solve_at(total, top)[0].any()
+    assert (solve_at(total, top * 0.999)[0] != 0).any(axis=1).all()
 
 
 def test_a_refit_from_the_solution_changes_nothing() -> None:
-    problem = standardised(plant(100, 40, 3, noise=0.2))
-    lam = 0.05 * lambda_max(problem)
-    w, _ = solve_at(problem, lam)
-    again, _ = solve_at(problem, lam, start=w)
+    total = statistics_of(plant(100, 40, 3, noise=0.2))
+    lam = 0.05 * lambda_max(total)
+    w, _ = solve_at(total, lam)
+    again, _ = solve_at(total, lam, start=w)
     np.testing.assert_array_equal(again, w)
 
 
@@ -201,7 +205,8 @@ class TestEquivariance:
 def test_permuted_rows_and_columns_permute_the_lasso_path() -> None:
     p = plant(150, 20, 3, noise=0.3)
     rows, columns_ = np.random.default_rng(1).permutation(150), np.random.default_rng(2).permutation(20)
-    here, there = standardised(p), standardised(Planted(p.masks[rows][:, columns_], p.outputs[rows], p.weights, p.bias))
+    here = statistics_of(p)
+    there = statistics_of(Planted(p.masks[rows][:, columns_], p.outputs[rows], p.weights, p.bias))
     lams = lambda_grid(lambda_max(here), 20, 1e-2)
     a, b = solve_path(here, lams)[0], solve_path(there, lams)[0]
     np.testing.assert_allclose(b, a[:, :, columns_], atol=1e-4)
@@ -262,19 +267,34 @@ def test_lambda_is_the_best_on_the_held_out_rows(estimator: Lasso) -> None:
 
 
 def test_the_path_stops_once_the_error_has_turned_and_not_before() -> None:
-    p = plant(120, 40, 4, noise=1.0, seed=1)
-    facts = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-4), progress=False).target_facts
+    """The rule, from the rows: λ well below the best, and the held-out error above the least by several standard
+    errors of a paired difference; or nonzeros for most of the rows."""
+    p = plant(240, 40, 4, noise=1.0, seed=1)
+    estimator = Lasso(eps=1e-4, val_fraction=0.4)
+    facts = fit(masks=p.masks, outputs=p.outputs, estimator=estimator, progress=False).target_facts
     assert np.isnan(facts["path_val_error"][:, -1]).any()
-    paths = (facts[name] for name in ("path_lam", "path_val_error", "path_n_nonzero", "lam"))
-    for lams, errors, counts, chosen in zip(*paths, strict=True):
-        walked = np.isfinite(errors)
-        low = lams[walked] < path_module._STOP_BELOW * chosen
-        high = errors[walked] > errors[walked].min() * (1 + path_module._STOP_ABOVE * np.sqrt(2 / 18))
-        saturated = counts[walked] > path_module._SATURATED * 102
-        high |= saturated
-        assert walked.all() or (low & high)[-1]
-        after_best = np.arange(walked.sum()) > errors[walked].argmin()
-        assert not (low & high & after_best)[:-1].any()
+    (held_out,) = estimator.splits(np.arange(240))
+    fitted = statistics_of(Planted(p.masks[~held_out], p.outputs[~held_out], p.weights, p.bias))
+    weights, _ = solve_path(fitted, facts["path_lam"])
+    x = p.masks[~held_out]
+    z = (p.masks - x.mean(axis=0)) / x.std(axis=0)
+    for k in range(4):
+        prediction = z[held_out] @ weights[k].T + p.outputs[~held_out, k].mean()
+        errors = ((p.outputs[held_out, [k]][:, None] - prediction) ** 2).mean(axis=0)
+        walked = int(np.isfinite(facts["path_val_error"][k]).sum())
+        np.testing.assert_allclose(facts["path_val_error"][k, :walked], errors[:walked], rtol=1e-2)
+        best, ends = 0, []
+        for i in range(walked):
+            if errors[i] < errors[best]:
+                best = i
+            change = ((prediction[:, i] - prediction[:, best]) ** 2).mean()
+            noise = 2 * np.sqrt(errors[best] * change / held_out.sum())
+            risen = errors[i] - errors[best] > path_module._STOP_ABOVE * noise
+            low = facts["path_lam"][k, i] < path_module._STOP_BELOW * facts["path_lam"][k, best]
+            saturated = (weights[k, i] != 0).sum() > path_module._SATURATED * (~held_out).sum()
+            ends.append(i > best and low and (risen or saturated))
+        assert not any(ends[:-1])
+        assert ends[-1] or walked == 100
 
 
 @pytest.mark.parametrize(("n_lambdas", "eps"), [(100, 1e-3), (1000, 1e-5)])
@@ -322,9 +342,9 @@ def test_nearly_dependent_columns_still_reach_the_tolerance() -> None:
     masks = Design(n_train=20, alpha=0.5, n_models=150, seed=0).masks()
     rng = np.random.default_rng(0)
     outputs = masks @ rng.normal(size=(20, 15)) + 0.01 * rng.normal(size=(150, 15))
-    problem = standardised(Planted(masks, outputs, np.zeros(0), np.zeros(0)))
+    total = statistics_of(Planted(masks, outputs, np.zeros(0), np.zeros(0)))
     for fraction in (3e-3, 1e-3, 1e-4):
-        _, gaps = solve_at(problem, fraction * lambda_max(problem))
+        _, gaps = solve_at(total, fraction * lambda_max(total))
         assert gaps.max() <= 1e-8
     assert (
         fit(masks=masks, outputs=outputs, estimator=Lasso(eps=1e-5), progress=False).target_facts["gap"].max() <= 1e-8
@@ -335,9 +355,10 @@ def test_nearly_dependent_columns_still_reach_the_tolerance() -> None:
 def test_the_active_set_solver_reaches_the_optimum_from_anywhere(m: int, n: int, alpha: float, ratio: float) -> None:
     masks = Design(n_train=n, alpha=alpha, n_models=m, seed=1).masks()
     rng = np.random.default_rng(0)
-    problem = standardised(Planted(masks, rng.normal(size=(m, 1)), np.zeros(0), np.zeros(0)))
+    total = statistics_of(Planted(masks, rng.normal(size=(m, 1)), np.zeros(0), np.zeros(0)))
+    problem = Standardised.of(total)
     for fraction in (0.5, 0.05, 1e-3):
-        lam = fraction * lambda_max(problem, ratio)
+        lam = fraction * lambda_max(total, ratio)
         for start in (np.zeros(n), rng.normal(size=n)):
             w = finish(problem.gram, problem.q[0], start, lam[0], ratio)
             assert relative_gap(problem.gram, problem.q, problem.y_var, w[None], lam, ratio)[0] < 1e-9
@@ -458,12 +479,13 @@ def test_difference_in_means_over_all_subsets_is_the_banzhaf_value() -> None:
 @given(seed=st.integers(0, 1000), fraction=st.floats(0.001, 0.9), ratio=st.sampled_from([1.0, 0.5]))
 def test_solutions_meet_the_optimality_conditions(seed: int, fraction: float, ratio: float) -> None:
     """Where w_j is 0 the correlation is at most λρ; elsewhere it equals λρ sign(w_j) + λ(1 - ρ) w_j."""
-    problem = standardised(plant(70, 25, 1, noise=0.5, seed=seed))
-    lam = fraction * lambda_max(problem, ratio)
-    w, _ = solve_at(problem, lam, l1_ratio=ratio, tol=1e-14)
+    total = statistics_of(plant(70, 25, 1, noise=0.5, seed=seed))
+    problem = Standardised.of(total)
+    lam = fraction * lambda_max(total, ratio)
+    w, _ = solve_at(total, lam, l1_ratio=ratio, tol=1e-14)
     r = problem.q - w @ problem.gram
     on = w != 0
-    slack = 1e-6 * lambda_max(problem)[0]
+    slack = 1e-6 * lambda_max(total)[0]
     assert (np.abs(r[~on]) <= lam[0] * ratio + slack).all()
     np.testing.assert_allclose(r[on], lam[0] * (ratio * np.sign(w[on]) + (1 - ratio) * w[on]), atol=slack)
 
@@ -472,7 +494,7 @@ def test_a_missed_tolerance_is_said() -> None:
     p = plant(60, 40, 2, noise=0.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(path_module, "_MAX_SWEEPS", 1)
-        patch.setattr(path_module, "finish", lambda gram, q, w, lam, l1_ratio: w)
+        patch.setattr(path_module, "finish", lambda gram, q, w, lam, l1_ratio, penalty: w)
         with pytest.warns(ConvergenceWarning, match="missed the tolerance"):
             a = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(eps=1e-6, tol=1e-12), progress=False)
     assert a.target_facts["gap"].max() > 1e-12

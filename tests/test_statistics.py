@@ -52,13 +52,13 @@ def test_chunks_of_any_size_give_the_same_integers() -> None:
         assert_same(s, p.masks, p.outputs)
 
 
-def test_counts_beyond_float32_stay_exact() -> None:
+def test_counts_beyond_16_bits_stay_exact() -> None:
     s = Statistics.empty(2, np.zeros(1))
-    s.count, s.gram = (1 << 24) - 1, np.full((2, 2), float((1 << 24) - 1), dtype=np.float32)
-    s.sum_x = np.full(2, float((1 << 24) - 1))
+    s.count, s.gram = (1 << 16) - 1, np.full((2, 2), (1 << 16) - 1, dtype=np.uint16)
+    s.sum_x = np.full(2, float((1 << 16) - 1))
     s.update(np.ones((3, 2), bool), np.zeros((3, 1)))
-    assert s.gram.dtype == np.float64
-    np.testing.assert_array_equal(s.gram, (1 << 24) + 2)
+    assert s.gram.dtype == np.uint32
+    np.testing.assert_array_equal(s.gram, (1 << 16) + 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

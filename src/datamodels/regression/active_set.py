@@ -15,9 +15,14 @@ _RCOND = 1e-11
 
 
 def finish(
-    gram: NDArray[Any], q: NDArray[np.float64], w: NDArray[np.float64], lam: float, l1_ratio: float
+    gram: NDArray[Any],
+    q: NDArray[np.float64],
+    w: NDArray[np.float64],
+    lam: float,
+    l1_ratio: float,
+    penalty: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Minimise ``½ wᵀGw - qᵀw + λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` from the point `w`, all of shape (n,).
+    """Minimise ``½ wᵀGw - qᵀw + λ Σ p_j (ρ |w_j| + (1 - ρ)/2 w_j²)`` from the point `w`, all of shape (n,).
 
     Feature-sign search (Lee, Battle, Raina & Ng 2006): solve for the active weights with their signs
     held; stop at the first that would cross 0 and drop it; when none does, take in the feature that
@@ -25,7 +30,8 @@ def finish(
     """
     w = w.copy()
     signs = np.sign(w)
-    threshold, ridge = lam * l1_ratio, lam * (1 - l1_ratio)
+    factors = np.ones_like(w) if penalty is None else penalty
+    threshold, ridge = lam * l1_ratio * factors, lam * (1 - l1_ratio) * factors
     for _ in range(20 * len(w)):
         active = np.flatnonzero(signs)
         if len(active):
@@ -35,7 +41,7 @@ def finish(
         correlation = q - gram @ w - ridge * w
         excess = np.where(signs == 0, np.abs(correlation) - threshold, 0.0)
         worst = int(excess.argmax())
-        if excess[worst] <= 1e-12 * threshold:
+        if excess[worst] <= 1e-12 * lam * l1_ratio:
             break
         signs[worst] = np.sign(correlation[worst])
     return w
@@ -47,18 +53,18 @@ def _step(
     w: NDArray[np.float64],
     signs: NDArray[np.float64],
     active: NDArray[np.int64],
-    threshold: float,
-    ridge: float,
+    threshold: NDArray[np.float64],
+    ridge: NDArray[np.float64],
 ) -> bool:
     """Move the active weights towards their solution, in place; whether one of them was dropped."""
     system = gram[np.ix_(active, active)].astype(np.float64)
-    system[np.diag_indices_from(system)] += ridge
-    wanted = q[active] - threshold * signs[active]
+    system[np.diag_indices_from(system)] += ridge[active]
+    wanted = q[active] - threshold[active] * signs[active]
     goal = np.linalg.lstsq(system, wanted, rcond=_RCOND)[0]
     flat = wanted - system @ goal
-    downhill = np.abs(flat).max() > 1e-9 * threshold
+    downhill = np.abs(flat).max() > 1e-9 * threshold.max()
     direction = flat if downhill else goal - w[active]
-    leaving = direction * signs[active] < 0
+    leaving = (direction * signs[active] < 0) & (threshold[active] > 0)
     room = np.full(len(active), np.inf)
     room[leaving] = -w[active][leaving] / direction[leaving]
     first = int(room.argmin())

@@ -15,12 +15,11 @@ def relative_gap(
     w: NDArray[np.float64],
     lam: ArrayLike,
     l1_ratio: float = 1.0,
+    penalty: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Duality gap of the standardised elastic net, divided by the null objective ``y_var / 2``.
 
-    The objective is ``1/(2m) ‖y - Zw‖² + λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)``. Its quadratic part is
-    absorbed into the loss, whose dual point is the residual scaled into the feasible box (Friedman,
-    Hastie & Tibshirani 2010; Fercoq, Gramfort & Salmon 2015).
+    The objective is ``1/(2m) ‖y - Zw‖² + λ Σ p_j (ρ |w_j| + (1 - ρ)/2 w_j²)``; see `gap_of`.
 
     Parameters
     ----------
@@ -34,21 +33,44 @@ def relative_gap(
         (n_targets, n) standardised weights.
     lam
         (n_targets,) λ, or one number.
+    penalty
+        Penalty factors p, (n,) or (n_targets, n); 1 when not given.
 
     Returns
     -------
     (n_targets,) relative gaps ≥ 0 up to rounding; 0 for constant targets.
     """
+    return gap_of(q - w @ gram.astype(np.float64), q, y_var, w, lam, l1_ratio, penalty)
+
+
+def gap_of(
+    correlation: NDArray[np.float64],
+    q: NDArray[np.float64],
+    y_var: NDArray[np.float64],
+    w: NDArray[np.float64],
+    lam: ArrayLike,
+    l1_ratio: float = 1.0,
+    penalty: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """`relative_gap` from the correlation Zᵀ(y - Zw)/m of every column with the residual, (n_targets, n).
+
+    The quadratic part of the penalty is absorbed into the loss, whose dual point is the residual scaled
+    into the feasible box (Friedman, Hastie & Tibshirani 2010; Fercoq, Gramfort & Salmon 2015). Columns with
+    p = 0 must have correlation 0 up to rounding, which their own optimality says; with p = ∞ they do not count.
+    """
     lam = np.broadcast_to(np.asarray(lam, dtype=np.float64), y_var.shape)
-    ridge = lam * (1 - l1_ratio)
-    correlation = q - w @ gram.astype(np.float64) - ridge[:, None] * w
+    p = np.ones_like(q) if penalty is None else np.broadcast_to(penalty, q.shape)
+    taken = np.isfinite(p)
+    ridge = lam[:, None] * (1 - l1_ratio) * np.where(taken, p, 0.0)
+    slope = correlation - ridge * w
     fit = np.einsum("tn,tn->t", q, w)
-    residual = y_var - fit - np.einsum("tn,tn->t", w, correlation)
-    largest = np.abs(correlation).max(axis=1, initial=0.0)
+    residual = y_var - fit - np.einsum("tn,tn->t", w, slope)
+    scaled = np.divide(np.abs(slope), p, out=np.zeros_like(q), where=taken & (p > 0))
+    largest = scaled.max(axis=1, initial=0.0)
     bound = np.divide(lam * l1_ratio, largest, out=np.full_like(largest, np.inf), where=largest > 0)
     best = np.divide(y_var - fit, residual, out=np.ones_like(residual), where=residual > 0)
     scaling = np.clip(best, -bound, bound)
-    primal = residual / 2 + lam * l1_ratio * np.abs(w).sum(axis=1)
+    primal = residual / 2 + lam * l1_ratio * (np.where(taken, p, 0.0) * np.abs(w)).sum(axis=1)
     dual = scaling * (y_var - fit) - scaling**2 * residual / 2
     null = y_var / 2
     return np.divide(primal - dual, null, out=np.zeros_like(null), where=null > 0)

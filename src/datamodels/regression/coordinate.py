@@ -1,35 +1,269 @@
-"""Compiled coordinate descent on the Gram matrix, targets in parallel.
+"""Compiled coordinate descent on counts: one target at a time, inside a working set, certified on all features.
 
-Every kernel works on one target at a time and touches nothing shared, so the answer does not depend
-on the number of threads. `reference.elastic_net` is the oracle.
+A target meets up to S + 1 fits: one per split (the rows that it does not hold out) and the whole. Each
+is a lasso or elastic net in standardised columns, but nothing is standardised: with raw weights v the
+covariance of a column x_i with the residual is
+
+    c_i = x_iᵀy / m - Σ_a v_a C_ai / m - mean_i · b,    b = ȳ - Σ_a v_a mean_a,
+
+where C_ai counts the rows that hold both a and i. Counts are exact integers, so the certificate is that
+of the problem itself, with no rounding of a Gram matrix.
+
+Masks are random and their columns nearly orthogonal, so few features matter at any λ. `fit_target`
+gathers the counts of those that may enter next into small matrices that stay in cache, walks some λ
+there, checks the duality gap on all features, and takes the violators in when it is too large. Every
+call works on one target and touches nothing shared, so threads cannot change an answer.
+`reference.elastic_net` is the oracle.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
+from datamodels.regression.bits import popcount
+
 _SWEEPS_PER_CHECK = 5
+_NEAR = 0.9  # features whose correlation is above this share of the next λ are taken in before they enter
+_GROUP = 16
+_FIRST = 64  # features to begin with, and the room that is always left for more
 
 
-@njit(cache=True)
-def _gap(q, y_var, w, r, lam, l1_ratio):  # type: ignore[no-untyped-def]
-    """Duality gap in objective units, see `certificate.relative_gap`; r = q - gram @ w."""
-    ridge = lam * (1.0 - l1_ratio)
-    fit = 0.0
-    inner = 0.0
-    l1 = 0.0
-    largest = 0.0
+class Counts(NamedTuple):
+    """Where counts come from: matrices, or the rows themselves as bit-packed columns.
+
+    Parts are numbered: 0 .. S-1 the rows fitted by each split, S .. 2S-1 those it holds out, 2S all.
+
+    Attributes
+    ----------
+    matrices
+        (1 + S, n, n) as in `SplitStatistics.counts`; (0, 0, 0) when there are columns.
+    folds
+        Whether the first matrix counts all rows (and a split fits those without its own), and not only
+        those that no split holds out.
+    columns
+        (n, words) uint64 bits of all rows; (0, 0) when there are matrices.
+    keep
+        (2S + 1, words) the rows of each part.
+    """
+
+    matrices: NDArray[np.unsignedinteger]
+    folds: bool
+    columns: NDArray[np.uint64]
+    keep: NDArray[np.uint64]
+
+
+class Fits(NamedTuple):
+    """What a target's fits share with those of other targets. F = S + 1, the whole last.
+
+    rows (F,); mean, inverse_scale (F, n) of the columns; centre (F, n), the mean or 0 without intercept;
+    held_rows (S,); held_sum_x (S, n) counts on the held-out rows.
+    """
+
+    rows: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    inverse_scale: NDArray[np.float64]
+    held_rows: NDArray[np.float64]
+    held_sum_x: NDArray[np.float64]
+
+
+class Target(NamedTuple):
+    """One target: xty (F, n), y_mean and y_var (F,) per fit; xty (S, n), sum and sum of squares (S,) on held-out
+    rows; its λ (K,) descending, and its penalty factors (n,)."""
+
+    xty: NDArray[np.float64]
+    y_mean: NDArray[np.float64]
+    y_var: NDArray[np.float64]
+    held_xty: NDArray[np.float64]
+    held_sum_y: NDArray[np.float64]
+    held_yty: NDArray[np.float64]
+    lams: NDArray[np.float64]
+    penalty: NDArray[np.float64]
+
+
+class Rules(NamedTuple):
+    """``l1_ratio`` ρ; tolerances of the path and of the result; sweeps per λ; when the path ends (see
+    `path`); whether every solution of the path is kept and certified; whether the result is refitted on all rows."""
+
+    l1_ratio: float
+    path_tol: float
+    tol: float
+    max_sweeps: int
+    stop_below: float
+    stop_above: float
+    saturated: float
+    keep_path: bool
+    refit: bool
+
+
+class Found(NamedTuple):
+    """errors (K,), the mean squared held-out error, NaN where the path was not walked, and n_nonzero (K,), -1
+    there; index of the chosen λ; the result as features (k,), standardised weights (k,) and raw weights
+    (k,), the constant b relative to the shift of the outputs, and its relative gap on all features; the
+    path (K, n) in standardised weights and its gaps (K,), when asked for."""
+
+    errors: NDArray[np.float64]
+    n_nonzero: NDArray[np.int64]
+    chosen: int
+    features: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    raw: NDArray[np.float64]
+    constant: float
+    gap: float
+    path: NDArray[np.float64]
+    path_gaps: NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True)
+def _counts_with(source, splits, part, a, features, size, masked, out):  # type: ignore[no-untyped-def]
+    """out[i] = rows of a part that hold both `a` and features[i]."""
+    if len(source.columns):
+        words = source.columns.shape[1]
+        for w in range(words):
+            masked[w] = source.columns[a, w] & source.keep[part, w]
+        for i in range(size):
+            column = source.columns[features[i]]
+            found = np.uint64(0)
+            for w in range(words):
+                found += popcount(masked[w] & column[w])
+            out[i] = found
+        return
+    first, other = source.matrices[0, a], source.matrices[min(len(source.matrices) - 1, 1 + part % max(splits, 1)), a]
+    if splits <= part < 2 * splits:
+        for i in range(size):
+            out[i] = other[features[i]]
+    elif splits == 0 or (source.folds and part == 2 * splits):
+        for i in range(size):
+            out[i] = first[features[i]]
+    elif source.folds:
+        for i in range(size):
+            out[i] = np.float32(first[features[i]]) - np.float32(other[features[i]])
+    elif part == 2 * splits:
+        for i in range(size):
+            out[i] = np.float32(first[features[i]]) + np.float32(other[features[i]])
+    else:
+        for i in range(size):
+            out[i] = first[features[i]]
+
+
+@njit(cache=True, nogil=True)
+def _copy(values, size, out):  # type: ignore[no-untyped-def]
+    """The first `size` columns of each row. Loops, since numba has mistaken such assignments to fields of tuples."""
+    for row in range(len(values)):
+        for slot in range(size):
+            out[row, slot] = values[row, slot]
+
+
+@njit(cache=True, nogil=True)
+def _gather(values, features, size, out):  # type: ignore[no-untyped-def]
+    for slot in range(size):
+        out[slot] = values[features[slot]]
+
+
+@njit(cache=True, nogil=True)
+def _subtract_row(u, row, factor):  # type: ignore[no-untyped-def]
+    for i in range(len(u)):
+        u[i] -= factor * row[i]
+
+
+@njit(cache=True, nogil=True)
+def _cached(source, part, features, size, w, place, cache):  # type: ignore[no-untyped-def]
+    """Counts of each feature with a nonzero weight against all features, from columns: cache[place[slot]]."""
+    filled = 0
+    for slot in range(len(place)):
+        filled = max(filled, place[slot] + 1)
+    words = source.columns.shape[1]
+    for slot in range(size):
+        if w[slot] != 0.0 and place[slot] < 0:
+            if filled == len(cache):
+                larger = np.empty((2 * filled + 16, cache.shape[1]), dtype=np.float32)
+                larger[:filled] = cache
+                cache = larger
+            masked = source.columns[features[slot]] & source.keep[part]
+            for i in range(cache.shape[1]):
+                column = source.columns[i]
+                found = np.uint64(0)
+                for word in range(words):
+                    found += popcount(masked[word] & column[word])
+                cache[filled, i] = found
+            place[slot] = filled
+            filled += 1
+    return cache
+
+
+@njit(cache=True, nogil=True)
+def _subtract_counts(source, splits, part, a, factor, u):  # type: ignore[no-untyped-def]
+    """u -= factor * (rows of a part that hold both `a` and each feature), from matrices."""
+    _subtract_row(u, source.matrices[0, a], factor)
+    if source.folds and part < splits:
+        _subtract_row(u, source.matrices[1 + part, a], -factor)
+    elif not source.folds and splits > 0 and part == 2 * splits:
+        _subtract_row(u, source.matrices[1, a], factor)
+
+
+@njit(cache=True, nogil=True)
+def _fill(source, splits, parts, features, known, size, table):  # type: ignore[no-untyped-def]
+    """Counts between all features and those from `known` on, into table (parts, capacity, capacity).
+
+    Rows come in groups, so that their mirror image is written a cache line at a time.
+    """
+    masked = np.empty(source.columns.shape[1], dtype=np.uint64)
+    rows = np.empty((_GROUP, size), dtype=np.float32)
+    for p in range(len(parts)):
+        for first in range(known, size, _GROUP):
+            last = min(first + _GROUP, size)
+            for slot in range(first, last):
+                _counts_with(source, splits, parts[p], features[slot], features, last, masked, rows[slot - first])
+                for other in range(last):
+                    table[p, slot, other] = rows[slot - first, other]
+            for other in range(first):
+                for slot in range(first, last):
+                    table[p, other, slot] = rows[slot - first, other]
+
+
+@njit(cache=True, nogil=True)
+def _correlate(source, part, fits, fit, target, features, size, w, u, c, place, cache):  # type: ignore[no-untyped-def]
+    """Of all features: u = x_iᵀy/m - Σ v_a C_ai/m, and c, the correlation of z_i with the residual; returns b."""
+    rows = fits.rows[fit]
+    b = target.y_mean[fit]
+    for i in range(len(u)):
+        u[i] = target.xty[fit, i] / rows
+    for slot in range(size):
+        if w[slot] != 0.0:
+            a = features[slot]
+            v = w[slot] * fits.inverse_scale[fit, a]
+            b -= v * fits.centre[fit, a]
+            if len(source.columns):
+                _subtract_row(u, cache[place[slot]], v / rows)
+            else:
+                _subtract_counts(source, len(fits.rows) - 1, part, a, v / rows, u)
+    for i in range(len(u)):
+        c[i] = (u[i] - fits.centre[fit, i] * b) * fits.inverse_scale[fit, i]
+    return b
+
+
+@njit(cache=True, nogil=True)
+def _gap(q, y_var, w, c, penalty, lam, l1_ratio):  # type: ignore[no-untyped-def]
+    """Relative duality gap, see `certificate.relative_gap`; c = correlation of each column with the residual.
+
+    Unpenalised features must have c = 0 up to rounding, see `_settle`.
+    """
+    fit = inner = penalised = largest = 0.0
     for j in range(len(w)):
-        c = r[j] - ridge * w[j]
-        largest = max(largest, abs(c))
+        p = penalty[j]
+        if p == np.inf:
+            continue
+        r = c[j] - lam * (1.0 - l1_ratio) * p * w[j]
+        if p > 0.0:
+            largest = max(largest, abs(r) / p)
         if w[j] != 0.0:
             fit += q[j] * w[j]
-            inner += w[j] * c
-            l1 += abs(w[j])
+            inner += w[j] * r
+            penalised += p * abs(w[j])
     residual = y_var - fit - inner
     scaling = 1.0
     if residual > 0.0:
@@ -37,192 +271,419 @@ def _gap(q, y_var, w, r, lam, l1_ratio):  # type: ignore[no-untyped-def]
     if largest > 0.0:
         bound = lam * l1_ratio / largest
         scaling = min(max(scaling, -bound), bound)
-    primal = 0.5 * residual + lam * l1_ratio * l1
-    return primal - (scaling * (y_var - fit) - 0.5 * scaling * scaling * residual)
+    primal = 0.5 * residual + lam * l1_ratio * penalised
+    dual = scaling * (y_var - fit) - 0.5 * scaling * scaling * residual
+    return max(primal - dual, 0.0) / (0.5 * y_var) if y_var > 0.0 else 0.0
 
 
-@njit(cache=True)
-def _solve(gram, diagonal, q, y_var, lam, l1_ratio, tol, max_sweeps, w, r):  # type: ignore[no-untyped-def]
-    """Solve one target at one λ from the point (w, r = q - gram @ w), in place; returns its relative gap."""
-    n = len(w)
-    threshold = lam * l1_ratio
-    ridge = lam * (1.0 - l1_ratio)
-    active = np.empty(n, dtype=np.int64)
-    null = 0.5 * y_var
-    if null <= 0.0:
-        return 0.0
+class _State(NamedTuple):
+    """The working set of some fits: features (capacity,), which they are among all (n,); weights and u of each fit
+    (fits, capacity); those of the least error (fits, capacity); counts (parts, capacity, capacity); places in the cache
+    (fits, capacity)."""
+
+    features: NDArray[np.int64]
+    member: NDArray[np.bool_]
+    w: NDArray[np.float64]
+    u: NDArray[np.float64]
+    best: NDArray[np.float64]
+    table: NDArray[np.float32]
+    place: NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def _empty_state(n, fits, parts, capacity):  # type: ignore[no-untyped-def]
+    return _State(
+        np.empty(capacity, dtype=np.int64),
+        np.zeros(n, dtype=np.bool_),
+        np.zeros((fits, capacity)),
+        np.zeros((fits, capacity)),
+        np.zeros((fits, capacity)),
+        np.empty((parts, capacity, capacity), dtype=np.float32),
+        np.full((fits, capacity), -1),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _with_room(state, size, wanted):  # type: ignore[no-untyped-def]
+    """The state, or a larger copy of it, with room for `wanted` features."""
+    n, (fits, capacity), parts = len(state.member), state.w.shape, len(state.table)
+    if wanted <= capacity:
+        return state
+    larger = _empty_state(n, fits, parts, min(n, max(2 * _FIRST, wanted + wanted // 4)))
+    for slot in range(size):
+        larger.features[slot] = state.features[slot]
+        larger.member[state.features[slot]] = True
+    _copy(state.w, size, larger.w)
+    _copy(state.best, size, larger.best)
+    _copy(state.place, size, larger.place)
+    for part in range(parts):
+        _copy(state.table[part, :size], size, larger.table[part])
+    return larger
+
+
+class _Local(NamedTuple):
+    """One fit inside the working set: per feature q, scale, centre, diagonal and penalty; w and u are its state."""
+
+    q: NDArray[np.float64]
+    inverse_scale: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    diagonal: NDArray[np.float64]
+    penalty: NDArray[np.float64]
+    w: NDArray[np.float64]
+    u: NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True)
+def _localise(fits, fit, target, state, row, size, table):  # type: ignore[no-untyped-def]
+    q, inverse, centre = np.empty(size), np.empty(size), np.empty(size)
+    diagonal, penalty = np.empty(size), np.empty(size)
+    rows = fits.rows[fit]
+    for slot in range(size):
+        j = state.features[slot]
+        inverse[slot] = fits.inverse_scale[fit, j]
+        centre[slot] = fits.centre[fit, j]
+        q[slot] = (target.xty[fit, j] / rows - centre[slot] * target.y_mean[fit]) * inverse[slot]
+        diagonal[slot] = (table[slot, slot] / rows - centre[slot] * centre[slot]) * inverse[slot] * inverse[slot]
+        penalty[slot] = target.penalty[j]
+        if diagonal[slot] <= 0.0:
+            diagonal[slot] = 1.0
+    return _Local(q, inverse, centre, diagonal, penalty, state.w[row, :size], state.u[row, :size])
+
+
+@njit(cache=True, nogil=True)
+def _sweep(local, table, rows, active, count, threshold, ridge, b):  # type: ignore[no-untyped-def]
+    """One pass of coordinate descent over the active features; the largest decrease, and b."""
+    w, u = local.w, local.u
+    size = len(w)
+    moved = 0.0
+    for a in range(count):
+        j = active[a]
+        old = w[j]
+        penalty = local.penalty[j]
+        z = (u[j] - local.centre[j] * b) * local.inverse_scale[j] + local.diagonal[j] * old
+        new = 0.0
+        if z > threshold * penalty:
+            new = (z - threshold * penalty) / (local.diagonal[j] + ridge * penalty)
+        elif z < -threshold * penalty:
+            new = (z + threshold * penalty) / (local.diagonal[j] + ridge * penalty)
+        if new != old:
+            w[j] = new
+            v = (new - old) * local.inverse_scale[j]
+            b -= v * local.centre[j]
+            factor = v / rows
+            row = table[j]
+            for i in range(size):
+                u[i] -= factor * row[i]
+            moved = max(moved, local.diagonal[j] * (new - old) * (new - old))
+    return moved, b
+
+
+@njit(cache=True, nogil=True)
+def _settle(local, table, rows, free, b, y_var):  # type: ignore[no-untyped-def]
+    """Bring the unpenalised features to their optimum given the others."""
+    for _ in range(1000):
+        moved, b = _sweep(local, table, rows, free, len(free), 0.0, 0.0, b)
+        if moved <= 1e-26 * y_var:
+            break
+    return b
+
+
+@njit(cache=True, nogil=True)
+def _descend(local, table, rows, b, y_var, lam, l1_ratio, tol, max_sweeps):  # type: ignore[no-untyped-def]
+    """Solve one fit at one λ inside the working set, in place; returns b."""
+    w, u = local.w, local.u
+    size = len(w)
+    if y_var <= 0.0 or size == 0:
+        return b
+    threshold, ridge = lam * l1_ratio, lam * (1.0 - l1_ratio)
+    active = np.empty(size, dtype=np.int64)
+    c = np.empty(size)
+    free = np.flatnonzero(local.penalty == 0.0)
     sweeps = 0
     while True:
-        gap = _gap(q, y_var, w, r, lam, l1_ratio)
-        if gap <= tol * null or sweeps >= max_sweeps:
-            return max(gap, 0.0) / null
+        if len(free):
+            b = _settle(local, table, rows, free, b, y_var)
+        for i in range(size):
+            c[i] = (u[i] - local.centre[i] * b) * local.inverse_scale[i]
+        if sweeps >= max_sweeps or _gap(local.q, y_var, w, c, local.penalty, lam, l1_ratio) <= tol:
+            return b
         count = 0
-        for j in range(n):
-            if w[j] != 0.0 or abs(r[j]) > threshold:
+        for j in range(size):
+            if w[j] != 0.0 or abs(c[j]) > threshold * local.penalty[j]:
                 active[count] = j
                 count += 1
+        moved = 0.0
         for _ in range(_SWEEPS_PER_CHECK):
-            moved = 0.0
-            for a in range(count):
-                j = active[a]
-                old = w[j]
-                u = r[j] + diagonal[j] * old
-                new = 0.0
-                if u > threshold:
-                    new = (u - threshold) / (diagonal[j] + ridge)
-                elif u < -threshold:
-                    new = (u + threshold) / (diagonal[j] + ridge)
-                if new != old:
-                    step = new - old
-                    w[j] = new
-                    row = gram[j]
-                    for i in range(n):
-                        r[i] -= row[i] * step
-                    moved = max(moved, diagonal[j] * step * step)
+            moved, b = _sweep(local, table, rows, active, count, threshold, ridge, b)
             sweeps += 1
             if moved <= 1e-4 * tol * y_var:
                 break
-        if moved <= 1e-30 * y_var:  # a fixed point to rounding: more sweeps cannot close the gap
-            gap = _gap(q, y_var, w, r, lam, l1_ratio)
-            changed = False
-            for j in range(n):
-                if w[j] == 0.0 and abs(r[j]) > threshold * (1.0 + 1e-12):
-                    changed = True
-            if not changed:
-                return max(gap, 0.0) / null
+        if moved <= 1e-30 * y_var:  # a fixed point to rounding: only a feature that was left out can help
+            entered = False
+            for j in range(size):
+                z = (u[j] - local.centre[j] * b) * local.inverse_scale[j]
+                if w[j] == 0.0 and abs(z) > threshold * local.penalty[j] * (1.0 + 1e-12):
+                    entered = True
+            if not entered:
+                return b
 
 
-@njit(cache=True, parallel=True)
-def solve_targets(gram, diagonal, q, y_var, lam, l1_ratio, tol, max_sweeps, start):  # type: ignore[no-untyped-def]
-    """Solve every target at its own λ.
-
-    Shapes: gram (n, n), diagonal (n,), q and start (t, n), y_var and lam (t,). Returns w (t, n) and
-    relative gaps (t,).
-    """
-    t, n = q.shape
-    weights = np.empty((t, n))
-    gaps = np.empty(t)
-    for k in prange(t):
-        w = start[k].copy()
-        r = q[k].copy()
-        for j in range(n):
-            if w[j] != 0.0:
-                for i in range(n):
-                    r[i] -= gram[j, i] * w[j]
-        gaps[k] = _solve(gram, diagonal, q[k], y_var[k], lam[k], l1_ratio, tol, max_sweeps, w, r)
-        weights[k] = w
-    return weights, gaps
+@njit(cache=True, nogil=True, fastmath=True)
+def _dot(a, b, size):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(size):
+        total += a[i] * b[i]
+    return total
 
 
-@njit(cache=True, parallel=True)
-def solve_path(gram, diagonal, q, y_var, lams, l1_ratio, tol, max_sweeps):  # type: ignore[no-untyped-def]
-    """The whole path of every target: lams (t, K) -> w (t, K, n) and relative gaps (t, K)."""
-    t, n = q.shape
-    k_lams = lams.shape[1]
-    weights = np.empty((t, k_lams, n))
-    gaps = np.empty((t, k_lams))
-    for k in prange(t):
-        w = np.zeros(n)
-        r = q[k].copy()
-        for i in range(k_lams):
-            gaps[k, i] = _solve(gram, diagonal, q[k], y_var[k], lams[k, i], l1_ratio, tol, max_sweeps, w, r)
-            weights[k, i] = w
-    return weights, gaps
+@njit(cache=True, nogil=True)
+def _held_out_error(fits, split, target, features, local, table, b):  # type: ignore[no-untyped-def]
+    """Σ (y - prediction)² over the held-out rows of a split, from their statistics."""
+    size = len(local.w)
+    raw = local.w * local.inverse_scale
+    cross = reach = quadratic = 0.0
+    for slot in range(size):
+        if raw[slot] != 0.0:
+            j = features[slot]
+            cross += raw[slot] * target.held_xty[split, j]
+            reach += raw[slot] * fits.held_sum_x[split, j]
+            quadratic += raw[slot] * _dot(table[slot], raw, size)
+    error = target.held_yty[split] - 2.0 * b * target.held_sum_y[split] - 2.0 * cross
+    return error + fits.held_rows[split] * b * b + 2.0 * b * reach + quadratic
 
 
-@njit(cache=True)
-def _validation_error(w, inverse_scale, mean, y_mean, gram, sum_x, xty, count, sum_y, yty, intercept):  # type: ignore[no-untyped-def]
-    """Σ (y - prediction)² over the validation rows, from their statistics; outputs relative to the shift."""
-    n = len(w)
-    support = np.empty(n, dtype=np.int64)
-    raw = np.empty(n)
-    size = 0
-    bias = y_mean
+@njit(cache=True, nogil=True)
+def _prediction_change(fits, split, state, size, local, b):  # type: ignore[no-untyped-def]
+    """Σ (change of the prediction)² over the held-out rows of a split, from the weights of the least error, when
+    the constant moves by `b`."""
+    table = state.table[len(fits.rows) - 1 + split]
+    raw = (state.best[split, :size] - local.w) * local.inverse_scale
+    reach = quadratic = 0.0
+    for slot in range(size):
+        if raw[slot] != 0.0:
+            reach += raw[slot] * fits.held_sum_x[split, state.features[slot]]
+            quadratic += raw[slot] * _dot(table[slot], raw, size)
+    return max(quadratic + 2.0 * b * reach + fits.held_rows[split] * b * b, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _strengths(c, penalty):  # type: ignore[no-untyped-def]
+    """The largest |correlation| over fits of each feature, in units of its penalty; 0 where that is 0 or inf."""
+    out = np.zeros(len(penalty))
+    for j in range(len(penalty)):
+        if 0.0 < penalty[j] < np.inf:
+            for f in range(len(c)):
+                out[j] = max(out[j], abs(c[f, j]) / penalty[j])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _next_stretch(strengths, member, lams, first, size, l1_ratio):  # type: ignore[no-untyped-def]
+    """How far to walk before the next check: as far as few more features come near (at least one λ)."""
+    room = _FIRST + size // 2
+    last = first + 1
+    while last < len(lams):
+        coming = 0
+        for j in range(len(strengths)):
+            if not member[j] and strengths[j] >= _NEAR * l1_ratio * lams[last]:
+                coming += 1
+        if coming > room:
+            break
+        last += 1
+    return last
+
+
+@njit(cache=True, nogil=True)
+def _take_in(source, splits, parts, state, size, wanted):  # type: ignore[no-untyped-def]
+    """Add the features that are `wanted` (n,); returns the state and how many it has."""
+    new = np.flatnonzero(wanted & ~state.member)
+    if not len(new):
+        return state, size
+    state = _with_room(state, size, size + len(new))
+    for k in range(len(new)):
+        state.features[size + k] = new[k]
+        state.member[new[k]] = True
+    _fill(source, splits, parts, state.features, size, size + len(new), state.table)
+    return state, size + len(new)
+
+
+@njit(cache=True, nogil=True)
+def _check(source, parts, fits, first_fit, target, q, state, size, lam, l1_ratio, u, c, b, caches):  # type: ignore[no-untyped-def]
+    """The largest gap of the fits on all features at one λ; leaves u, c (fits, n) and b (fits,) of them."""
+    worst = 0.0
+    w = np.zeros(u.shape[1])
+    for f in range(len(u)):
+        if len(source.columns):
+            caches[f] = _cached(source, parts[f], state.features, size, state.w[f], state.place[f], caches[f])
+        b[f] = _correlate(
+            source, parts[f], fits, first_fit + f, target, state.features, size, state.w[f], u[f], c[f],
+            state.place[f], caches[f],
+        )  # fmt: skip
+        for slot in range(size):
+            w[state.features[slot]] = state.w[f, slot]
+        worst = max(worst, _gap(q[f], target.y_var[first_fit + f], w, c[f], target.penalty, lam, l1_ratio))
+    return worst
+
+
+@njit(cache=True, nogil=True)
+def _correlations_of_outputs(fits, first_fit, count, target):  # type: ignore[no-untyped-def]
+    q = np.empty((count, len(target.penalty)))
+    for f in range(count):
+        g = first_fit + f
+        for j in range(q.shape[1]):
+            centred = target.xty[g, j] / fits.rows[g] - fits.centre[g, j] * target.y_mean[g]
+            q[f, j] = centred * fits.inverse_scale[g, j]
+    return q
+
+
+@njit(cache=True, nogil=True)
+def _settled(source, parts, fits, first_fit, target, q, state, size, u, c, b, caches):  # type: ignore[no-untyped-def]
+    """Begin: unpenalised features at their optimum, and u, c, b there."""
+    _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, caches)
+    free = np.flatnonzero(target.penalty[state.features[:size]] == 0.0)
+    if len(free):
+        for f in range(len(u)):
+            _gather(u[f], state.features, size, state.u[f])
+            local = _localise(fits, first_fit + f, target, state, f, size, state.table[f])
+            b[f] = _settle(local, state.table[f], fits.rows[first_fit + f], free, b[f], target.y_var[first_fit + f])
+        _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, caches)
+
+
+@njit(cache=True, nogil=True)
+def _begin(source, fits, target, fit_count, parts, start):  # type: ignore[no-untyped-def]
+    """A state with the unpenalised features and those of the `start` weights (n,) taken in."""
+    n = len(target.penalty)
+    state = _empty_state(n, fit_count, len(parts), min(n, _FIRST))
+    wanted = (start != 0.0) & (target.penalty < np.inf)
     for j in range(n):
-        if w[j] != 0.0:
-            support[size] = j
-            raw[size] = w[j] * inverse_scale[j]
-            if intercept:
-                bias -= raw[size] * mean[j]
-            size += 1
-    cross = 0.0
-    reach = 0.0
-    quadratic = 0.0
-    for a in range(size):
-        j = support[a]
-        cross += raw[a] * xty[j]
-        reach += raw[a] * sum_x[j]
-        row = gram[j]
-        inner = 0.0
-        for b in range(a):
-            inner += row[support[b]] * raw[b]
-        quadratic += raw[a] * (2.0 * inner + row[j] * raw[a])
-    return yty - 2.0 * bias * sum_y - 2.0 * cross + count * bias * bias + 2.0 * bias * reach + quadratic
+        if target.penalty[j] == 0.0:
+            for f in range(len(fits.rows)):
+                wanted[j] = wanted[j] or fits.inverse_scale[f, j] > 0.0
+    state, size = _take_in(source, len(fits.rows) - 1, parts, state, 0, wanted)
+    for f in range(fit_count):
+        _gather(start, state.features, size, state.w[f])
+    _copy(state.w, size, state.best)
+    return state, size
 
 
-@njit(cache=True, parallel=True)
-def select_path(  # type: ignore[no-untyped-def]
-    gram, diagonal, q, y_var, inverse_scale, mean, y_mean, intercept,
-    val_gram, val_sum_x, val_xty, val_count, val_sum_y, val_yty,
-    lams, l1_ratio, tol, max_sweeps, stop_below, stop_above, saturated,
-):  # fmt: skip
-    """Walk the path of every target on all splits in step until the validation error has turned.
+@njit(cache=True, nogil=True)
+def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps):  # type: ignore[no-untyped-def]
+    """Walk the path on all splits in step (on all rows when there is none) until its end or its turn.
 
-    The first axis of all arrays up to ``val_yty`` is the split (one for a hold-out, K for K folds):
-    gram and val_gram (s, n, n); diagonal, inverse_scale, mean, val_sum_x (s, n); q and val_xty
-    (s, t, n); y_var, y_mean, val_sum_y, val_yty (s, t); val_count (s,); lams (t, K).
-
-    The path ends where λ is below ``stop_below`` times the λ of the least error, and either the error is
-    above ``stop_above`` times the least or more than ``saturated`` weights are not 0.
-
-    Returns errors (t, K), the mean squared validation error, NaN where the path was not walked;
-    n_nonzero (t, K), -1 there; the chosen index (t,); the weights of the first split there (t, n).
+    Returns the state, its size, and the chosen index; fills errors, n_nonzero, and the path when kept.
     """
-    splits, t, n = q.shape
-    k_lams = lams.shape[1]
-    errors = np.full((t, k_lams), np.nan)
-    n_nonzero = np.full((t, k_lams), -1)
-    chosen = np.zeros(t, dtype=np.int64)
-    weights = np.zeros((t, n))
-    total = val_count.sum()
-    for k in prange(t):
-        w = np.zeros((splits, n))
-        r = q[:, k].copy()
-        best = np.inf
-        for i in range(k_lams):
-            sse = 0.0
-            for s in range(splits):
-                _solve(
-                    gram[s],
-                    diagonal[s],
-                    q[s, k],
-                    y_var[s, k],
-                    lams[k, i],
-                    l1_ratio,
-                    tol,
-                    max_sweeps,
-                    w[s],
-                    r[s],
-                )
-                sse += _validation_error(
-                    w[s], inverse_scale[s], mean[s], y_mean[s, k], val_gram[s], val_sum_x[s], val_xty[s, k],
-                    val_count[s], val_sum_y[s, k], val_yty[s, k], intercept,
+    splits, lams = len(fits.rows) - 1, target.lams
+    count = max(splits, 1)
+    parts = np.arange(max(2 * splits, 1))
+    n = len(target.penalty)
+    u, c, b = np.empty((count, n)), np.empty((count, n)), np.empty(count)
+    q = _correlations_of_outputs(fits, 0, count, target)
+    caches = [np.empty((0, n), dtype=np.float32) for _ in range(count)]
+    state, size = _begin(source, fits, target, count, parts, start)
+    _settled(source, parts, fits, 0, target, q, state, size, u, c, b, caches)
+    tol = rules.tol if rules.keep_path else rules.path_tol
+    total = fits.held_rows.sum()
+    i, chosen, best_b = 0, 0, b.copy()
+    while i < len(lams):
+        strengths = _strengths(c, target.penalty)
+        last = i + 1 if rules.keep_path else _next_stretch(strengths, state.member, lams, i, size, rules.l1_ratio)
+        near = (strengths >= _NEAR * rules.l1_ratio * lams[last - 1]) & (strengths > 0.0)
+        state, size = _take_in(source, splits, parts, state, size, near)
+        for f in range(count):
+            _gather(u[f], state.features, size, state.u[f])
+        locals_ = [_localise(fits, f, target, state, f, size, state.table[f]) for f in range(count)]
+        chosen = 0
+        for k in range(1, i):
+            if errors[k] < errors[chosen]:
+                chosen = k
+        turned = False
+        at = i
+        for k in range(i, last):
+            at = k
+            error = 0.0
+            for f in range(count):
+                b[f] = _descend(
+                    locals_[f], state.table[f], fits.rows[f], b[f], target.y_var[f], lams[k], rules.l1_ratio,
+                    0.5 * tol, rules.max_sweeps,
                 )  # fmt: skip
-            errors[k, i] = sse / total
-            n_nonzero[k, i] = np.count_nonzero(w[0])
-            if errors[k, i] < best:
-                best = errors[k, i]
-                chosen[k] = i
-                weights[k] = w[0]
-            elif lams[k, i] < stop_below * lams[k, chosen[k]] and (
-                errors[k, i] > stop_above * best or n_nonzero[k, i] > saturated
-            ):
-                break
-    return errors, n_nonzero, chosen, weights
+                if splits:
+                    error += _held_out_error(fits, f, target, state.features, locals_[f], state.table[splits + f], b[f])
+            n_nonzero[k] = np.count_nonzero(state.w[0, :size])
+            if splits:
+                errors[k] = error / total
+                if k == 0 or errors[k] < errors[chosen]:
+                    chosen = k
+                    _copy(state.w, size, state.best)
+                    for f in range(count):
+                        best_b[f] = b[f]
+                elif lams[k] < rules.stop_below * lams[chosen]:
+                    turned = n_nonzero[k] > rules.saturated
+                    if not turned:
+                        change = 0.0
+                        for f in range(count):
+                            change += _prediction_change(fits, f, state, size, locals_[f], best_b[f] - b[f])
+                        turned = (
+                            errors[k] - errors[chosen] > rules.stop_above * np.sqrt(errors[chosen] * change) / total
+                        )
+                    if turned:
+                        break
+        gap = _check(source, parts, fits, 0, target, q, state, size, lams[at], rules.l1_ratio, u, c, b, caches)
+        violated = ((_strengths(c, target.penalty) > rules.l1_ratio * lams[at]) & ~state.member).any()
+        if gap > tol and violated:
+            for k in range(i, at + 1):
+                errors[k], n_nonzero[k] = np.nan, -1
+            continue
+        if rules.keep_path:
+            for slot in range(size):
+                path[at, state.features[slot]] = state.w[0, slot]
+            path_gaps[at] = gap
+        i = at + 1
+        if turned:
+            break
+    return state, size, chosen if splits else len(lams) - 1
 
 
-def diagonal_of(gram: NDArray[Any]) -> NDArray[np.float64]:
-    """The diagonal, with 1 in place of 0 so that constant columns divide harmlessly."""
-    diagonal = np.array(np.diagonal(gram), dtype=np.float64)
-    diagonal[diagonal == 0] = 1.0
-    return diagonal
+@njit(cache=True, nogil=True)
+def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-def]
+    """Choose λ for one target and solve at it on all rows; see `Found`.
+
+    Without splits the last λ is the choice. `start` (n,) are standardised weights to begin with.
+    """
+    splits, n, lams = len(fits.rows) - 1, len(target.penalty), target.lams
+    errors, n_nonzero = np.full(len(lams), np.nan), np.full(len(lams), -1)
+    path = np.zeros((len(lams) if rules.keep_path else 0, n))
+    path_gaps = np.zeros(len(path))
+    walked, size, chosen = _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps)
+    lam, part = lams[chosen], np.array([2 * splits])
+    state = _State(
+        walked.features, walked.member, walked.w[:1], walked.u[:1], walked.best[:1], walked.table[:1],
+        np.full((1, len(walked.features)), -1),
+    )  # fmt: skip
+    if splits:  # the counts of all rows are those of the fitted and the held-out rows of any split
+        for slot in range(size):
+            inverse = fits.inverse_scale[splits, walked.features[slot]]
+            ratio = fits.inverse_scale[0, walked.features[slot]] / inverse if inverse > 0.0 else 0.0
+            state.w[0, slot] = state.best[0, slot] * ratio
+            for other in range(size):
+                state.table[0, slot, other] += walked.table[splits, slot, other]
+    u, c, b = np.empty((1, n)), np.empty((1, n)), np.empty(1)
+    q = _correlations_of_outputs(fits, splits, 1, target)
+    caches = [np.empty((0, n), dtype=np.float32)]
+    gap = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, caches)
+    while rules.refit and gap > rules.tol:
+        near = _strengths(c, target.penalty) >= _NEAR * rules.l1_ratio * lam
+        state, size = _take_in(source, splits, part, state, size, near)
+        _gather(u[0], state.features, size, state.u[0])
+        local = _localise(fits, splits, target, state, 0, size, state.table[0])
+        b[0] = _descend(
+            local, state.table[0], fits.rows[splits], b[0], target.y_var[splits], lam, rules.l1_ratio,
+            0.5 * rules.tol, rules.max_sweeps,
+        )  # fmt: skip
+        gap = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, caches)
+        if not ((_strengths(c, target.penalty) > rules.l1_ratio * lam) & ~state.member).any():
+            break
+    support = np.flatnonzero(state.w[0, :size])
+    features = state.features[support]
+    weights = state.w[0][support]
+    raw = weights * fits.inverse_scale[splits][features]
+    return Found(errors, n_nonzero, chosen, features, weights, raw, b[0], gap, path, path_gaps)

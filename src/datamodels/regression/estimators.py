@@ -14,9 +14,13 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.errors import ConvergenceWarning, RequestError
-from datamodels.regression.path import PathFit, default_tolerance, fit_path
+from datamodels.regression.moments import default_tolerance
+from datamodels.regression.path import PathFit, fit_path
+from datamodels.regression.problem import Problem
+from datamodels.regression.row_path import fit_path_from_rows
+from datamodels.regression.rows import PackedRows
 from datamodels.regression.spectral import Spectrum, held_out_errors, ridge_grid
-from datamodels.regression.statistics import Standardised, Statistics
+from datamodels.regression.statistics import SplitStatistics, Statistics
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -28,7 +32,7 @@ _VAL_FRACTION = 0.15
 class Solution:
     """Raw weights (n_train, n_targets), bias (n_targets,), and facts with targets as first axis."""
 
-    weights: NDArray[np.float64]
+    weights: NDArray[np.floating]
     bias: NDArray[np.float64]
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -37,12 +41,12 @@ class Estimator(ABC):
     """Turns statistics into weights.
 
     ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
-    that did not see it; ``passes`` how often `solve` reports each target to ``progress``.
+    that did not see it; ``penalised`` whether penalty factors are taken.
     """
 
     name: ClassVar[str]
     out_of_mask: ClassVar[bool] = True
-    passes: ClassVar[int] = 1
+    penalised: ClassVar[bool] = False
 
     @abstractmethod
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
@@ -50,9 +54,35 @@ class Estimator(ABC):
 
     @abstractmethod
     def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+        self,
+        data: SplitStatistics,
+        *,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Solution:
-        """Fit. ``held_out`` are the statistics of the rows that `splits` chose."""
+        """Fit from the statistics of the rows that `splits` chose and of all others.
+
+        ``penalty`` are factors (n_train,) or (n_train, n_targets), for estimators that take them.
+        """
+
+    def prefers_rows(self, problem: Problem, memory: int) -> bool:
+        """Whether `solve_rows` is the way to fit targets that share all rows, within so many bytes."""
+        return False
+
+    def solve_rows(
+        self,
+        problem: Problem,
+        *,
+        own_rows: bool,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Solution | None:
+        """Fit from the rows themselves, where the estimator has such a way; None where it has not.
+
+        With ``own_rows`` each target is fitted on the rows without the training example that it is; the fact
+        ``n_constant`` then says how many columns are constant among them.
+        """
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Name and parameters, for provenance."""
@@ -100,38 +130,65 @@ class _PathEstimator(_Selected):
 
     eps: Fraction = 1e-3
     tol: Annotated[float, Field(gt=0)] | None = None
-    passes: ClassVar[int] = 2
+    penalised: ClassVar[bool] = True
 
-    def _walk(
+    @property
+    @abstractmethod
+    def _ratio(self) -> float:
+        """ρ of the elastic net."""
+
+    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        return self._draw(units)
+
+    def solve(
         self,
-        total: Statistics,
-        held_out: Sequence[Statistics],
-        l1_ratio: float,
-        progress: Callable[[int], None] | None,
+        data: SplitStatistics,
+        *,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Solution:
-        result = fit_path(
-            total,
-            held_out,
-            n_lambdas=self.n_lambdas,
-            eps=self.eps,
-            l1_ratio=l1_ratio,
-            tol=self.tol,
-            intercept=self.intercept,
-            progress=progress,
-        )
-        problem = Standardised.of(total, intercept=self.intercept)
-        _warn_gaps(result, default_tolerance(problem) if self.tol is None else self.tol)
-        weights, bias = problem.to_raw(result.w)
-        facts = {
-            "lam": result.lam,
-            "n_nonzero": np.count_nonzero(result.w, axis=1),
-            "gap": result.gap,
-            "val_r2": _r_squared(result.val_error, held_out),
-            "path_lam": result.lams,
-            "path_val_error": result.errors,
-            "path_n_nonzero": result.n_nonzero,
+        return self._solution(fit_path(data, penalty=penalty, progress=progress, **self._settings()), data.n_train)
+
+    def prefers_rows(self, problem: Problem, memory: int) -> bool:
+        pieces = 1 + (self.folds or 1) * (1 if self.folds is None else 2)
+        return pieces * problem.n_train**2 * (2 if problem.n_rows < 1 << 16 else 4) > memory
+
+    def solve_rows(
+        self,
+        problem: Problem,
+        *,
+        own_rows: bool,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Solution:
+        found = fit_path_from_rows(
+            PackedRows.read(problem), self.splits, own_rows=own_rows, penalty=penalty, progress=progress,
+            **self._settings(),
+        )  # fmt: skip
+        return self._solution(found, problem.n_train)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "n_lambdas": self.n_lambdas,
+            "eps": self.eps,
+            "l1_ratio": self._ratio,
+            "tol": self.tol,
+            "intercept": self.intercept,
         }
-        return Solution(weights, bias, facts)
+
+    def _solution(self, found: PathFit, n_train: int) -> Solution:
+        _warn_gaps(found, default_tolerance(n_train) if self.tol is None else self.tol)
+        facts = {
+            "lam": found.lam,
+            "n_nonzero": found.n_nonzero,
+            "n_constant": found.n_constant,
+            "gap": found.gap,
+            "val_r2": found.val_r2,
+            "path_lam": found.lams,
+            "path_val_error": found.errors,
+            "path_n_nonzero": found.path_n_nonzero,
+        }
+        return Solution(found.weights, found.bias, facts)
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -155,13 +212,9 @@ class Lasso(_PathEstimator):
 
     name: ClassVar[str] = "lasso"
 
-    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        return self._draw(units)
-
-    def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
-    ) -> Solution:
-        return self._walk(total, held_out, 1.0, progress)
+    @property
+    def _ratio(self) -> float:
+        return 1.0
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -179,13 +232,9 @@ class ElasticNet(_PathEstimator):
     name: ClassVar[str] = "elasticnet"
     l1_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        return self._draw(units)
-
-    def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
-    ) -> Solution:
-        return self._walk(total, held_out, self.l1_ratio, progress)
+    @property
+    def _ratio(self) -> float:
+        return self.l1_ratio
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -216,8 +265,13 @@ class Ridge(_Selected):
         return self._draw(units) if self.selection == "held_out" else []
 
     def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+        self,
+        data: SplitStatistics,
+        *,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        total, held_out = data.total, data.held_out
         spectrum = Spectrum.of(total, intercept=self.intercept)
         lams = ridge_grid(spectrum, self.n_lambdas)
         if held_out:
@@ -251,8 +305,13 @@ class LeastSquares(Estimator):
         return []
 
     def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+        self,
+        data: SplitStatistics,
+        *,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        total = data.total
         spectrum = Spectrum.of(total, intercept=self.intercept)
         weights, bias = spectrum.problem.to_raw(spectrum.least_squares())
         if progress:
@@ -276,8 +335,13 @@ class DifferenceInMeans(Estimator):
         return []
 
     def solve(
-        self, total: Statistics, held_out: Sequence[Statistics], progress: Callable[[int], None] | None = None
+        self,
+        data: SplitStatistics,
+        *,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        total = data.total
         inside, outside = total.sum_x[:, None], (total.count - total.sum_x)[:, None]
         both = (inside > 0) & (outside > 0)
         mean_in = np.divide(total.xty, inside, out=np.zeros_like(total.xty), where=both)

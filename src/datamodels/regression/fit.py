@@ -16,8 +16,11 @@ from datamodels.attribution import Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, Solution, from_description
+from datamodels.regression.memory import bytes_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
-from datamodels.regression.statistics import Statistics, near_mean
+from datamodels.regression.row_path import unseen_by_too_few
+from datamodels.regression.rows import PackedRows
+from datamodels.regression.statistics import SplitStatistics
 from datamodels.spec import MASKS
 from datamodels.store import Store
 from datamodels.version import versions
@@ -34,6 +37,8 @@ def fit(
     rows: Rows = None,
     targets: Any = None,
     targets_are_train: bool | None = None,
+    penalty_factors: NDArray[Any] | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Attribution:
     """Fit datamodels: regress outputs on subset membership.
@@ -56,6 +61,12 @@ def fit(
     targets_are_train
         Whether target j is training example j; such targets are fitted on the models that did not
         see them. By default what the store's schema says (``"of": "train"``).
+    penalty_factors
+        How much each weight is penalised, for lasso and elastic net: (n_train,) or (n_train, n_targets)
+        numbers ≥ 0, used as given. 0: not penalised. ``inf``: left out.
+    memory
+        Bytes that tables of counts may take (or text like ``"8GB"``); by default most of what is free. What needs
+        more is computed from bit-packed masks on demand: the same answer, later.
 
     Returns
     -------
@@ -77,7 +88,7 @@ def fit(
         targets=targets,
         targets_are_train=targets_are_train,
     )
-    return fit_problem(problem, resolve(estimator), progress=progress)
+    return fit_problem(problem, resolve(estimator), penalty_factors=penalty_factors, memory=memory, progress=progress)
 
 
 def resolve(estimator: Estimator | type[Estimator] | str | None) -> Estimator:
@@ -91,97 +102,118 @@ def resolve(estimator: Estimator | type[Estimator] | str | None) -> Estimator:
     return from_description({"name": str(estimator).lower()})
 
 
-def fit_problem(problem: Problem, estimator: Estimator, *, progress: bool = True) -> Attribution:
+def fit_problem(
+    problem: Problem,
+    estimator: Estimator,
+    *,
+    penalty_factors: NDArray[Any] | None = None,
+    memory: int | str | None = None,
+    progress: bool = True,
+) -> Attribution:
     """`fit` for rows that were put together already."""
+    penalty = _checked_penalty(penalty_factors, problem, estimator)
     apart = estimator.out_of_mask and problem.train_columns is not None
-    solution = (_fit_out_of_mask if apart else _fit_shared)(problem, estimator, progress)
+    if apart:
+        solution = _fit_out_of_mask(problem, estimator, penalty, progress)
+    elif estimator.prefers_rows(problem, bytes_of(memory)):
+        solution = _fit_rows(problem, estimator, penalty, progress)
+    else:
+        solution = _fit_statistics(problem, estimator, penalty, progress)
+    return attribution_of(solution, problem, estimator, out_of_mask=apart)
+
+
+def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *, out_of_mask: bool) -> Attribution:
+    """A solution with where it comes from."""
     return Attribution(
-        weights=solution.weights.astype(np.float32),
+        weights=solution.weights.astype(np.float32, copy=False),
         bias=solution.bias,
         target_facts={"target": problem.targets, **solution.facts},
         train_columns=problem.train_columns,
         provenance={
             "estimator": estimator.describe(),
             "sources": problem.rows_used(),
-            "out_of_mask": apart,
+            "out_of_mask": out_of_mask,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
 
 
-def _fit_shared(problem: Problem, estimator: Estimator, progress: bool) -> Solution:
-    """All targets from the same rows."""
+def _checked_penalty(given: NDArray[Any] | None, problem: Problem, estimator: Estimator) -> NDArray[np.float64] | None:
+    if given is None:
+        return None
+    if not estimator.penalised:
+        raise RequestError(f"{estimator.name} takes no penalty factors; lasso and elasticnet do")
+    penalty = np.asarray(given, dtype=np.float64)
+    legal = [(problem.n_train,), (problem.n_train, problem.n_targets)]
+    if penalty.shape not in legal:
+        raise RequestError(
+            f"penalty_factors have shape {penalty.shape}; legal: {legal[0]}, one per training example, or {legal[1]}"
+        )
+    if not (penalty >= 0).all():
+        raise RequestError("penalty_factors must be 0 or larger (inf leaves an example out); some are negative or NaN")
+    penalised = (penalty > 0) & np.isfinite(penalty)
+    if not penalised.any(axis=0).all():
+        raise RequestError(
+            "penalty_factors leave a target no weight that is penalised, so there is no λ to choose; use ols instead"
+        )
+    return penalty
+
+
+def _fit_statistics(
+    problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool
+) -> Solution:
+    """All targets from shared statistics."""
     with Progress("reading rows", problem.n_rows, "rows", show=progress) as bar:
-        total, held_out = gather(problem, estimator.splits(problem.units), bar.advance)
-    _warn_constant(total.sum_x, total.count)
-    steps = estimator.passes * problem.n_targets
-    with Progress(f"fitting ({estimator.name})", steps, "targets", show=progress) as bar:
-        return estimator.solve(total, held_out, bar.advance)
+        data = SplitStatistics.of(problem, estimator.splits(problem.units), bar.advance)
+    _warn_constant(data.rest.sum_x + sum(part.sum_x for part in data.held_out), data.count)
+    with Progress(f"fitting ({estimator.name})", problem.n_targets, "targets", show=progress) as bar:
+        return estimator.solve(data, penalty=penalty, progress=bar.advance)
 
 
-def gather(
-    problem: Problem, splits: list[NDArray[np.bool_]], progress: Callable[[int], None] | None = None
-) -> tuple[Statistics, list[Statistics]]:
-    """Statistics of all rows and of the held-out rows of each split, in one pass.
-
-    Splits do not overlap, so the rows that are never held out and the splits add up to all rows.
-    """
-    part_of = np.zeros(problem.n_rows, dtype=np.int64)  # 0: never held out
-    for number, held_out in enumerate(splits, start=1):
-        part_of[held_out] = number
-    parts: list[Statistics] = []
-    position = 0
-    for x, y in problem.chunks():
-        if not parts:
-            shift = near_mean(y)
-            parts = [Statistics.empty(problem.n_train, shift) for _ in range(len(splits) + 1)]
-        numbers = part_of[position : position + len(x)]
-        for number in np.unique(numbers):
-            chosen = numbers == number
-            parts[number].update(x[chosen], y[chosen])
-        position += len(x)
-        if progress:
-            progress(len(x))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total, parts[1:]
+def _fit_rows(problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool) -> Solution:
+    """All targets from the same rows, kept as bits."""
+    with Progress(f"fitting ({estimator.name}) from rows", problem.n_targets, "targets", show=progress) as bar:
+        solution = estimator.solve_rows(problem, own_rows=False, penalty=penalty, progress=bar.advance)
+    assert solution is not None
+    if "sum_x" in solution.facts:
+        _warn_constant(solution.facts.pop("sum_x"), problem.n_rows)
+    return solution
 
 
-def _fit_out_of_mask(problem: Problem, estimator: Estimator, progress: bool) -> Solution:
-    """Each target from the rows that do not hold it: one small problem per target."""
+def _fit_out_of_mask(
+    problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool
+) -> Solution:
+    """Each target from the rows that do not hold it."""
+    title = f"fitting out of mask ({estimator.name})"
+    with (
+        Progress(title, problem.n_targets, "targets", show=progress) as bar,
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always", ConvergenceWarning)
+        solution = estimator.solve_rows(problem, own_rows=True, penalty=penalty, progress=bar.advance)
+        if solution is None:
+            solution = _one_by_one(problem, estimator, bar.advance)
+    _warn_apart(problem, solution, [str(item.message) for item in said])
+    return solution
+
+
+def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int], None]) -> Solution:
+    """Out of mask for any estimator: one small problem per target."""
     assert problem.train_columns is not None
-    held = _memberships(problem)
-    solutions, lacking, late = [], [], []
-    with Progress(f"fitting out of mask ({estimator.name})", problem.n_targets, "targets", show=progress) as bar:
-        for position, column in enumerate(problem.train_columns):
-            outside = ~held[:, column]
-            if outside.sum() < 2:
-                raise RequestError(
-                    f"train example {column} is in {int(held[:, column].sum())} of {problem.n_rows} subsets: too few "
-                    "models did not see it; train models on smaller subsets"
-                )
-            part = replace(problem.take(outside), targets=problem.targets[[position]], train_columns=None)
-            total, held_out = gather(part, estimator.splits(part.units))
-            constant = (total.sum_x == 0) | (total.sum_x == total.count)
-            lacking += [column] * int(constant.sum() > 1)  # its own column is constant by construction
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always", ConvergenceWarning)
-                solutions.append(estimator.solve(total, held_out))
-            late += [str(item.message) for item in said]
-            bar.advance()
-    if lacking:
-        warnings.warn(
-            f"among the models that did not see a target, other training examples are in all subsets or in none, for "
-            f"{len(lacking)} targets (the first is train example {lacking[0]}): their weights are 0 there",
-            ConstantColumnWarning,
-            stacklevel=3,
-        )
-    if late:
-        warnings.warn(
-            f"{len(late)} fits missed their tolerance; the first: {late[0]}", ConvergenceWarning, stacklevel=3
-        )
+    rows = PackedRows.read(problem)
+    solutions = []
+    for position, column in enumerate(problem.train_columns):
+        outside = ~rows.rows_with(column)
+        if outside.sum() < 2:
+            raise unseen_by_too_few(int(column), int((~outside).sum()), problem.n_rows)
+        part = replace(problem.take(outside), targets=problem.targets[[position]], train_columns=None)
+        data = SplitStatistics.of(part, estimator.splits(part.units))
+        seen = data.total.sum_x
+        solution = estimator.solve(data)
+        never = np.array([int(((seen == 0) | (seen == data.count)).sum())])
+        solutions.append(replace(solution, facts={"n_constant": never, **solution.facts}))
+        progress(1)
     return Solution(
         np.concatenate([solution.weights for solution in solutions], axis=1),
         np.concatenate([solution.bias for solution in solutions]),
@@ -189,9 +221,19 @@ def _fit_out_of_mask(problem: Problem, estimator: Estimator, progress: bool) -> 
     )
 
 
-def _memberships(problem: Problem) -> NDArray[np.bool_]:
-    """All masks at once, bool (m, n_train)."""
-    return np.concatenate([x for x, _ in replace(problem, targets=problem.targets[:1]).chunks()])
+def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:
+    assert problem.train_columns is not None
+    lacking = np.flatnonzero(solution.facts["n_constant"] > 1)  # its own column is constant by construction
+    if len(lacking):
+        warnings.warn(
+            f"among the models that did not see a target, other training examples are in all subsets or in none, for "
+            f"{len(lacking)} targets (the first is train example {problem.train_columns[lacking[0]]}): their weights "
+            "are 0 there",
+            ConstantColumnWarning,
+            stacklevel=4,
+        )
+    for message in late[:1]:
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
 
 def _warn_constant(seen: NDArray[Any], count: int) -> None:

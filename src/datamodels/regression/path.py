@@ -1,27 +1,33 @@
-"""The λ path: its grid, the choice of λ on held-out rows, and the refit at the chosen λ."""
+"""The λ path of many targets: its grid, the choice of λ on held-out rows, and the solution on all rows.
+
+Statistics are turned into what `coordinate.fit_target` takes, targets are spread over threads, and what
+coordinate descent leaves above the tolerance is finished by the exact active-set solver.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.regression import coordinate
 from datamodels.regression.active_set import finish
-from datamodels.regression.certificate import relative_gap
-from datamodels.regression.statistics import Standardised, Statistics
+from datamodels.regression.certificate import gap_of
+from datamodels.regression.coordinate import Counts, Fits, Found, Rules, Target, fit_target
+from datamodels.regression.moments import Moments, correlations, covariances, default_tolerance
+from datamodels.regression.statistics import SplitStatistics, Statistics
+from datamodels.regression.threads import spread
 
 _MAX_SWEEPS = 2_000
-_MAX_PATH_SWEEPS = 100_000
+_MAX_PATH_SWEEPS = 100_000  # where every solution is certified, and none is finished exactly
+_FINISH_ROUNDS = 50
 _BATCH = 64
 _PATH_TOL = 1e-4
-# The validation error has turned when λ is below this share of its best value, and the error above its
-# least by this share of the error's own standard error, which is about √(2/rows) of it.
-_STOP_BELOW = 0.5
-_STOP_ABOVE = 1.0
+# The validation error has turned when λ is below this share of its best value, and the error has risen by
+# so many of its standard errors: those of a difference between two predictions of the same rows.
+_STOP_BELOW = 0.7
+_STOP_ABOVE = 3.0
 # A path with nonzeros for most of the rows nears interpolation, where each further λ costs most of all.
 _SATURATED = 0.8
 
@@ -32,28 +38,74 @@ class PathFit:
 
     Attributes
     ----------
-    w
-        (n_targets, n) standardised weights of the refit on all rows.
-    lam, gap
-        (n_targets,) the chosen λ and the relative duality gap of the refit.
-    val_error
-        (n_targets,) mean squared error on held-out rows at the chosen λ.
-    lams, errors, n_nonzero
+    weights, bias
+        (n, n_targets) float32 and (n_targets,): the refit on all rows, in raw mask units.
+    lam, gap, n_nonzero
+        (n_targets,) the chosen λ, and the relative duality gap and the nonzeros of the refit.
+    val_error, val_r2
+        (n_targets,) mean squared error on held-out rows at the chosen λ, and its R²; NaN where the output
+        does not vary there.
+    n_constant
+        (n_targets,) training examples that are in all fitted rows or in none.
+    lams, errors, path_n_nonzero
         (n_targets, K) the path: λ, validation error (NaN where it was not walked), nonzeros (-1 there).
     """
 
-    w: NDArray[np.float64]
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float64]
     lam: NDArray[np.float64]
     gap: NDArray[np.float64]
+    n_nonzero: NDArray[np.int64]
     val_error: NDArray[np.float64]
+    val_r2: NDArray[np.float64]
+    n_constant: NDArray[np.int64]
     lams: NDArray[np.float64]
     errors: NDArray[np.float64]
-    n_nonzero: NDArray[np.int64]
+    path_n_nonzero: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, n_train: int, n_targets: int, n_lambdas: int) -> PathFit:
+        """Room for the results of so many targets."""
+        t, k = n_targets, n_lambdas
+        return cls(
+            np.zeros((n_train, t), dtype=np.float32), np.zeros(t), np.zeros(t), np.zeros(t), np.zeros(t, np.int64),
+            np.zeros(t), np.zeros(t), np.zeros(t, np.int64), np.zeros((t, k)), np.full((t, k), np.nan), np.full((t, k), -1),
+        )  # fmt: skip
+
+    def put(self, position: int, found: Found, fits: Fits, target: Target, shift: float) -> None:
+        """Record the result of one target."""
+        self.weights[found.features, position] = found.raw
+        self.bias[position] = shift + found.constant
+        self.lam[position], self.gap[position] = target.lams[found.chosen], found.gap
+        self.n_nonzero[position] = len(found.features)
+        self.n_constant[position] = np.count_nonzero(fits.inverse_scale[-1] == 0)
+        error = found.errors[found.chosen]
+        self.val_error[position], self.val_r2[position] = error, _r_squared(error, fits, target)
+        self.lams[position], self.errors[position] = target.lams, found.errors
+        self.path_n_nonzero[position] = found.n_nonzero
 
 
-def lambda_max(problem: Standardised, l1_ratio: float = 1.0) -> NDArray[np.float64]:
-    """The smallest λ at which every weight is 0, per target, (n_targets,)."""
-    return np.abs(problem.q).max(axis=1, initial=0.0) / l1_ratio
+def _r_squared(error: float, fits: Fits, target: Target) -> float:
+    """1 - error / variance on the held-out rows of all splits; NaN where the output does not vary there."""
+    rows = fits.held_rows.sum()
+    squares = target.held_yty.sum() / rows
+    variance = squares - (target.held_sum_y.sum() / rows) ** 2
+    return 1 - error / variance if variance > 1e-12 * squares else np.nan
+
+
+def lambda_max(
+    total: Statistics, l1_ratio: float = 1.0, *, intercept: bool = True, penalty: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """The smallest λ at which every penalised weight is 0, per target, (n_targets,)."""
+    moments = Moments.of(SplitStatistics.join([total]), intercept=intercept)
+    return np.concatenate([_largest(moments, part, l1_ratio, penalty) for part in _batches(total.n_targets)])
+
+
+def _largest(
+    moments: Moments, part: slice, l1_ratio: float, penalty: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    targets = moments.targets(part, np.zeros((part.stop - part.start, 1)), penalty)
+    return np.array([lambda_max_of(moments.counts, moments.fits, target, l1_ratio) for target in targets])
 
 
 def lambda_grid(largest: NDArray[np.float64], n_lambdas: int, eps: float) -> NDArray[np.float64]:
@@ -63,130 +115,176 @@ def lambda_grid(largest: NDArray[np.float64], n_lambdas: int, eps: float) -> NDA
     return largest[:, None] * np.geomspace(1.0, eps, n_lambdas)
 
 
-def default_tolerance(problem: Standardised) -> float:
-    """1e-8 where the Gram matrix is float64, 1e-5 where it is float32."""
-    return 1e-8 if problem.gram.dtype == np.float64 else 1e-5
-
-
 def solve_path(
-    problem: Standardised, lams: NDArray[np.float64], *, l1_ratio: float = 1.0, tol: float | None = None
+    total: Statistics,
+    lams: NDArray[np.float64],
+    *,
+    l1_ratio: float = 1.0,
+    tol: float | None = None,
+    intercept: bool = True,
+    penalty: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Every solution of the path: lams (n_targets, K) descending -> standardised weights
+    """Every solution of the path, each certified: lams (n_targets, K) descending -> standardised weights
     (n_targets, K, n) and relative gaps (n_targets, K)."""
-    tol = default_tolerance(problem) if tol is None else tol
-    return coordinate.solve_path(
-        problem.gram, coordinate.diagonal_of(problem.gram), problem.q, problem.y_var,
-        np.ascontiguousarray(lams), l1_ratio, tol, _MAX_PATH_SWEEPS,
-    )  # fmt: skip
+    found = _solve(total, lams, None, l1_ratio, tol, intercept, penalty, keep_path=True)
+    return np.stack([one.path for one in found]), np.stack([one.path_gaps for one in found])
 
 
 def solve_at(
-    problem: Standardised,
+    total: Statistics,
     lam: NDArray[np.float64],
     *,
     l1_ratio: float = 1.0,
     tol: float | None = None,
+    intercept: bool = True,
+    penalty: NDArray[np.float64] | None = None,
     start: NDArray[np.float64] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The solution of every target at its own λ (n_targets,) -> weights (n_targets, n), gaps (n_targets,)."""
-    tol = default_tolerance(problem) if tol is None else tol
-    diagonal = coordinate.diagonal_of(problem.gram)
-    start = np.zeros_like(problem.q) if start is None else start
-    weights, gaps = np.empty_like(problem.q), np.empty(len(lam))
-    for part in _batches(len(lam)):
-        weights[part], gaps[part] = coordinate.solve_targets(
-            problem.gram, diagonal, problem.q[part], problem.y_var[part], lam[part], l1_ratio, tol, _MAX_SWEEPS,
-            start[part],
-        )  # fmt: skip
-        if progress:
-            progress(len(gaps[part]))
-    for k in np.flatnonzero(gaps > tol).tolist():
-        exact = finish(problem.gram, problem.q[k], weights[k], lam[k], l1_ratio)[None]
-        gap = relative_gap(problem.gram, problem.q[[k]], problem.y_var[[k]], exact, lam[k], l1_ratio)[0]
-        if gap < gaps[k]:
-            weights[k], gaps[k] = exact[0], max(gap, 0.0)
-    return weights, gaps
+    """The solution of every target at its own λ (n_targets,), from `start` (n_targets, n) or down a short path:
+    standardised weights (n_targets, n), gaps (n_targets,)."""
+    lams = lam[:, None]
+    if start is None:
+        largest = np.maximum(lambda_max(total, l1_ratio, intercept=intercept, penalty=penalty), lam)
+        share = np.divide(lam, largest, out=np.ones_like(lam), where=largest > 0)
+        lams = largest[:, None] * share[:, None] ** np.linspace(0.1, 1.0, 10)
+        lams[:, -1] = lam
+    found = _solve(total, lams, start, l1_ratio, tol, intercept, penalty, keep_path=False)
+    weights = np.zeros((len(lam), total.n_train))
+    for k, one in enumerate(found):
+        weights[k, one.features] = one.weights
+    return weights, np.array([one.gap for one in found])
+
+
+def _solve(
+    total: Statistics,
+    lams: NDArray[np.float64],
+    start: NDArray[np.float64] | None,
+    l1_ratio: float,
+    tol: float | None,
+    intercept: bool,
+    penalty: NDArray[np.float64] | None,
+    *,
+    keep_path: bool,
+) -> list[Found]:
+    moments = Moments.of(SplitStatistics.join([total]), intercept=intercept)
+    tol = default_tolerance(total.n_train) if tol is None else tol
+    sweeps = _MAX_PATH_SWEEPS if keep_path else _MAX_SWEEPS
+    rules = Rules(l1_ratio, _PATH_TOL, tol, sweeps, 0.0, 0.0, np.inf, keep_path, not keep_path)
+    start = np.zeros((total.n_targets, total.n_train)) if start is None else start
+    out = []
+    for part in _batches(total.n_targets):
+        targets = moments.targets(part, lams[part], penalty)
+        out += _solve_all(moments, targets, rules, start[part])
+    return out
 
 
 def fit_path(
-    total: Statistics,
-    held_out: Sequence[Statistics],
+    data: SplitStatistics,
     *,
     n_lambdas: int,
     eps: float,
     l1_ratio: float = 1.0,
     tol: float | None = None,
     intercept: bool = True,
+    penalty: NDArray[np.float64] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PathFit:
     """Choose λ per target on held-out rows, then refit on all rows.
 
     Parameters
     ----------
-    total
-        Statistics of all rows.
-    held_out
-        Statistics of the held-out rows of each split; each is fitted on ``total`` minus them.
+    data
+        Statistics of the held-out rows of each split and of all others.
+    penalty
+        Penalty factors (n,) or (n, n_targets) ≥ 0; 0 is unpenalised, ∞ excluded.
     """
-    whole = Standardised.of(total, intercept=intercept)
-    held_out = [part if np.array_equal(part.shift, total.shift) else part.rebased(total.shift) for part in held_out]
-    fits = [Standardised.of(total - part, intercept=intercept) for part in held_out]
-    # All rows count too: a target may be constant outside of the held-out rows, and its λ_max there 0.
-    largest = np.max([lambda_max(fit, l1_ratio) for fit in [*fits, whole]], axis=0)
-    lams = lambda_grid(largest, n_lambdas, eps)
-    rows = total.count - max(part.count for part in held_out)
-    errors, n_nonzero, chosen, start = _select(fits, held_out, lams, rows, l1_ratio, intercept, progress)
-    lam = lams[np.arange(len(lams)), chosen]
-    w, gap = solve_at(whole, lam, l1_ratio=l1_ratio, tol=tol, start=start * (whole.scale > 0), progress=progress)
-    return PathFit(w, lam, gap, errors[np.arange(len(lams)), chosen], lams, errors, n_nonzero)
+    moments = Moments.of(data, intercept=intercept)
+    rules = path_rules(
+        data.count - max(part.count for part in data.held_out),
+        l1_ratio,
+        default_tolerance(data.n_train) if tol is None else tol,
+    )
+    result = PathFit.empty(data.n_train, data.n_targets, n_lambdas)
+    for part in _batches(data.n_targets):
+        lams = lambda_grid(_largest(moments, part, l1_ratio, penalty), n_lambdas, eps)
+        targets = moments.targets(part, lams, penalty)
+        found = _solve_all(moments, targets, rules, None, progress)
+        for position, (one, target) in enumerate(zip(found, targets, strict=True), part.start):
+            result.put(position, one, moments.fits, target, float(moments.shift[position]))
+    return result
 
 
-def _select(
-    fits: list[Standardised],
-    held_out: Sequence[Statistics],
-    lams: NDArray[np.float64],
-    rows: int,
-    l1_ratio: float,
-    intercept: bool,
-    progress: Callable[[int], None] | None,
-) -> tuple[Any, Any, Any, Any]:
-    """`coordinate.select_path` for all targets, a batch at a time; `rows` are those of a fit."""
-    shared = [
-        _stack([fit.gram for fit in fits]),
-        np.stack([coordinate.diagonal_of(fit.gram) for fit in fits]),
-        np.stack([fit.inverse_scale for fit in fits]),
-        np.stack([fit.mean for fit in fits]),
-        _stack([part.gram for part in held_out]),
-        np.stack([part.sum_x for part in held_out]),
-        np.array([float(part.count) for part in held_out]),
-    ]
-    gram, diagonal, inverse_scale, mean, val_gram, val_sum_x, val_count = shared
-    # Without intercept the model has no constant, which is -shift relative to the shifted outputs.
-    y_mean = [fit.y_mean if intercept else -fit.shift for fit in fits]
-    results = []
-    for part in _batches(len(lams)):
-        found = coordinate.select_path(
-            gram, diagonal, np.stack([fit.q[part] for fit in fits]), np.stack([fit.y_var[part] for fit in fits]),
-            inverse_scale, mean, np.stack([y[part] for y in y_mean]), intercept,
-            val_gram, val_sum_x, np.stack([np.ascontiguousarray(s.xty[:, part].T) for s in held_out]), val_count,
-            np.stack([s.sum_y[part] for s in held_out]), np.stack([s.yty[part] for s in held_out]),
-            np.ascontiguousarray(lams[part]), l1_ratio, _PATH_TOL, _MAX_SWEEPS,
-            _STOP_BELOW, 1 + _STOP_ABOVE * np.sqrt(2 / val_count.sum()), _SATURATED * rows,
-        )  # fmt: skip
-        results.append(found)
-        if progress:
-            progress(len(found[0]))
-    columns = zip(*results, strict=True)
-    errors, n_nonzero, chosen, start = (np.concatenate(column) for column in columns)
-    return errors, n_nonzero, chosen, start
+def path_rules(fitted_rows: int, l1_ratio: float, tol: float) -> Rules:
+    """The rules of a path that is fitted on so many rows, and ends when the error on the others has turned."""
+    saturated = _SATURATED * fitted_rows
+    # The difference of squared errors is (change of the prediction) x 2 x residual, up to a square.
+    return Rules(l1_ratio, _PATH_TOL, tol, _MAX_SWEEPS, _STOP_BELOW, 2 * _STOP_ABOVE, saturated, False, True)
 
 
-def _stack(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    """Stack along a new first axis, without a copy of a single array."""
-    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+def _solve_all(
+    moments: Moments,
+    targets: list[Target],
+    rules: Rules,
+    start: NDArray[np.float64] | None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Found]:
+    return spread(
+        lambda k: solve_one(moments.counts, moments.fits, targets[k], rules, None if start is None else start[k]),
+        range(len(targets)),
+        progress,
+    )
+
+
+def solve_one(
+    counts: Counts, fits: Fits, target: Target, rules: Rules, start: NDArray[np.float64] | None = None
+) -> Found:
+    """`fit_target`, and an exact finish where it missed the tolerance."""
+    found = fit_target(counts, fits, target, rules, np.zeros(len(target.penalty)) if start is None else start)
+    if rules.refit and found.gap > rules.tol:
+        return _finished(counts, fits, target, rules, found)
+    return found
+
+
+def lambda_max_of(counts: Counts, fits: Fits, target: Target, l1_ratio: float) -> float:
+    """The smallest λ at which every penalised weight of a target is 0 in all of its fits."""
+    p, splits, best = target.penalty, len(fits.rows) - 1, 0.0
+    penalised = (p > 0) & np.isfinite(p)
+    for fit in range(splits + 1):
+        q = correlations(fits, fit, target)
+        free = np.flatnonzero((p == 0) & (fits.inverse_scale[fit] > 0))
+        if len(free):
+            table = covariances(counts, 2 * splits if fit == splits else fit, fits, fit, free)
+            q = q - table @ np.linalg.lstsq(table[free], q[free], rcond=None)[0]
+        best = max(best, float((np.abs(q[penalised]) / p[penalised]).max(initial=0.0)))
+    return best / l1_ratio
+
+
+def _finished(counts: Counts, fits: Fits, target: Target, rules: Rules, found: Found) -> Found:
+    """The exact solution on a growing set of features, until all are certified; or `found` when that is better."""
+    whole, p = len(fits.rows) - 1, target.penalty
+    lam, ratio, y_var = target.lams[found.chosen], rules.l1_ratio, target.y_var[[whole]]
+    q = correlations(fits, whole, target)
+    w = np.zeros(len(p))
+    w[found.features] = found.weights
+    gap = found.gap
+    for _ in range(_FINISH_ROUNDS):
+        support = np.flatnonzero(w)
+        residual = q - covariances(counts, 2 * whole, fits, whole, support) @ w[support]
+        gap = float(gap_of(residual[None], q[None], y_var, w[None], lam, ratio, p)[0])
+        if gap <= rules.tol:
+            break
+        near = np.flatnonzero((w != 0) | (p == 0) | (np.abs(residual) > 0.9 * p * lam * ratio))
+        near = near[fits.inverse_scale[whole, near] > 0]
+        gram = covariances(counts, 2 * whole, fits, whole, near)[near]
+        w[near] = finish(gram, q[near], w[near], lam, ratio, p[near])
+    if gap >= found.gap:
+        return found
+    support = np.flatnonzero(w)
+    raw = w[support] * fits.inverse_scale[whole, support]
+    constant = float(target.y_mean[whole] - raw @ fits.centre[whole, support])
+    return found._replace(features=support, weights=w[support], raw=raw, constant=constant, gap=max(gap, 0.0))
 
 
 def _batches(count: int) -> list[slice]:
     """Small groups of targets, so that progress shows and an interrupt is heard."""
-    return [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
+    return [slice(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]

@@ -272,6 +272,16 @@ class Problem:
                 rows = source.rows[start : start + size]
                 yield _read_masks(source, rows), self._read_outputs(source, rows)
 
+    def load_outputs(self) -> NDArray[np.float64]:
+        """Y of all rows (m, n_targets) float64, without reading masks."""
+        step = max(64, CHUNK_BYTES // max(1, self.n_targets * 8))
+        parts = [
+            self._read_outputs(source, source.rows[start : start + step])
+            for source in self.sources
+            for start in range(0, len(source.rows), step)
+        ]
+        return np.concatenate(parts)
+
     def load(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """All rows at once; for problems that are known to be small."""
         parts = list(self.chunks())

@@ -16,10 +16,11 @@ def elastic_net(
     lam: float,
     l1_ratio: float = 1.0,
     *,
+    penalty: NDArray[np.float64] | None = None,
     sweeps: int = 10_000,
     tolerance: float = 1e-13,
 ) -> tuple[NDArray[np.float64], float]:
-    """Minimise ``1/(2m) ‖y - b - Zw‖² + λ Σ (ρ|w_j| + (1 - ρ)/2 w_j²)`` over standardised columns Z.
+    """Minimise ``1/(2m) ‖y - b - Zw‖² + λ Σ p_j (ρ|w_j| + (1 - ρ)/2 w_j²)`` over standardised columns Z.
 
     Parameters
     ----------
@@ -27,6 +28,8 @@ def elastic_net(
         Masks (m, n).
     y
         Outputs of one target (m,).
+    penalty
+        Penalty factors p (n,), 1 when not given; columns with ∞ are left out.
 
     Returns
     -------
@@ -34,7 +37,9 @@ def elastic_net(
     """
     m, n = x.shape
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    used = np.flatnonzero(scale > 0)
+    p = np.ones(n) if penalty is None else penalty
+    used = np.flatnonzero((scale > 0) & np.isfinite(p))
+    p = p[used]
     z = (x[:, used] - mean[used]) / scale[used]
     residual = y - y.mean()
     w = np.zeros(len(used))
@@ -42,7 +47,7 @@ def elastic_net(
         moved = 0.0
         for j in range(len(used)):
             target = z[:, j] @ residual / m + w[j]
-            new = np.sign(target) * max(abs(target) - lam * l1_ratio, 0.0) / (1 + lam * (1 - l1_ratio))
+            new = np.sign(target) * max(abs(target) - lam * l1_ratio * p[j], 0.0) / (1 + lam * (1 - l1_ratio) * p[j])
             residual -= z[:, j] * (new - w[j])
             moved = max(moved, abs(new - w[j]))
             w[j] = new

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError, newer_format
 from datamodels.files import replacing
+from datamodels.regression.bits import add_products, pack_columns, words_of
 from datamodels.regression.problem import Problem
+from datamodels.regression.threads import ahead
 
 FORMAT_VERSION = 1
-_EXACT_FLOAT32 = 1 << 24
-_FLOAT64_UP_TO = 2048
+_FLOAT64_UP_TO = 2048  # standardised Gram matrices of so many examples are float64, larger ones float32
+_FLOAT64_PRODUCTS_UP_TO = 2048  # and so are products with outputs
+_BUFFER_BYTES = 16 << 20
 
 
 @dataclass(eq=False)
@@ -30,7 +35,8 @@ class Statistics:
     sum_x
         (n_train,) how many rows hold each example.
     gram
-        (n_train, n_train) XᵀX, exact integers.
+        (n_train, n_train) XᵀX: how many rows hold both examples, in the smallest unsigned integers that
+        hold the largest count.
     shift
         (n_targets,) a constant near the mean of each target; products use outputs minus shift, so
         that a target with mean 50 and deviation .002 loses nothing.
@@ -49,13 +55,13 @@ class Statistics:
     xty: NDArray[np.float64]
 
     @classmethod
-    def empty(cls, n_train: int, shift: NDArray[np.float64]) -> Statistics:
-        """Statistics of no rows, for targets with this shift (n_targets,)."""
+    def empty(cls, n_train: int, shift: NDArray[np.float64], gram: NDArray[Any] | None = None) -> Statistics:
+        """Statistics of no rows, for targets with this shift (n_targets,); `gram` is the memory to use, zeroed."""
         t = len(shift)
         return cls(
             0,
             np.zeros(n_train),
-            np.zeros((n_train, n_train), dtype=np.float32),
+            np.zeros((n_train, n_train), dtype=np.uint16) if gram is None else gram,
             np.array(shift, dtype=np.float64),
             np.zeros(t),
             np.zeros(t),
@@ -71,14 +77,16 @@ class Statistics:
         progress: Callable[[int], None] | None = None,
     ) -> Statistics:
         """One pass over the rows of a problem."""
-        out: Statistics | None = None
-        for x, y in problem.chunks():
+        out: Accumulator | None = None
+        for x, y in ahead(problem.chunks()):
             if out is None:
-                out = cls.empty(problem.n_train, near_mean(y) if shift is None else shift)
-            out.update(x, y)
+                out = Accumulator(cls.empty(problem.n_train, near_mean(y) if shift is None else shift))
+            out.add(x, y)
             if progress:
                 progress(len(x))
-        return out or cls.empty(problem.n_train, np.zeros(problem.n_targets) if shift is None else shift)
+        if out is None:
+            return cls.empty(problem.n_train, np.zeros(problem.n_targets) if shift is None else shift)
+        return out.finish()
 
     @property
     def n_train(self) -> int:
@@ -90,16 +98,25 @@ class Statistics:
 
     def update(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> None:
         """Add rows: masks x (k, n_train) and outputs y (k, n_targets)."""
-        floats = x.astype(np.float32)
+        self.add_sums(x, y)
+        self.add_counts(pack_columns(x))
+
+    def add_sums(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> None:
+        """Add everything of some rows but their part of ``gram``."""
         centred = y - self.shift
-        if self.count + len(x) > _EXACT_FLOAT32 and self.gram.dtype == np.float32:
-            self.gram = self.gram.astype(np.float64)
-        self.gram += floats.T @ floats
         self.count += len(x)
         self.sum_x += x.sum(axis=0)
         self.sum_y += centred.sum(axis=0)
         self.yty += np.einsum("kt,kt->t", centred, centred)
-        self.xty += floats.T.astype(np.float64) @ centred
+        precision = np.float64 if self.n_train <= _FLOAT64_PRODUCTS_UP_TO else np.float32
+        self.xty += x.astype(precision).T @ centred.astype(precision, copy=False)
+
+    def add_counts(self, columns: NDArray[np.uint64]) -> None:
+        """Add the part of ``gram`` of rows whose sums were added already, as `bits.pack_columns` packs them."""
+        dtype = count_dtype(self.sum_x.max(initial=0.0))
+        if np.iinfo(self.gram.dtype).max < np.iinfo(dtype).max:
+            self.gram = self.gram.astype(dtype)
+        add_products(columns, self.gram)
 
     def rebased(self, shift: NDArray[np.float64]) -> Statistics:
         """The same rows with products relative to another shift."""
@@ -130,12 +147,14 @@ class Statistics:
             )
         if not np.array_equal(self.shift, other.shift):
             other = other.rebased(self.shift)
-        wide = self.count + other.count > _EXACT_FLOAT32
-        gram = self.gram.astype(np.float64) if wide else self.gram
+        sum_x = self.sum_x + sign * other.sum_x
+        dtype = np.result_type(self.gram, other.gram, count_dtype(sum_x.max(initial=0.0)))
+        gram = self.gram.astype(dtype)
+        (np.add if sign > 0 else np.subtract)(gram, other.gram, out=gram, dtype=dtype)
         return Statistics(
             self.count + sign * other.count,
-            self.sum_x + sign * other.sum_x,
-            gram + sign * other.gram,
+            sum_x,
+            gram,
             self.shift,
             self.sum_y + sign * other.sum_y,
             self.yty + sign * other.yty,
@@ -154,10 +173,132 @@ class Statistics:
         with np.load(path, allow_pickle=False) as data:
             if int(data["format_version"]) > FORMAT_VERSION:
                 raise newer_format(str(path), int(data["format_version"]), FORMAT_VERSION)
-            return cls(count=int(data["count"]), **{name: data[name] for name in _NAMES if name != "count"})
+            found = cls(count=int(data["count"]), **{name: data[name] for name in _NAMES if name != "count"})
+        found.gram = found.gram.astype(count_dtype(found.sum_x.max(initial=0.0)), copy=False)
+        return found
 
 
 _NAMES = ("count", "sum_x", "gram", "shift", "sum_y", "yty", "xty")
+
+
+def count_dtype(largest: float) -> np.dtype[Any]:
+    """The smallest unsigned integers that hold a count."""
+    return np.dtype(np.uint16 if largest < 1 << 16 else np.uint32 if largest < 1 << 32 else np.uint64)
+
+
+class Accumulator:
+    """Adds rows to statistics, and multiplies masks only when many have come together."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        size = max(_BUFFER_BYTES, statistics.gram.nbytes // 16)
+        self._columns = np.zeros(
+            (statistics.n_train, words_of(8 * size // max(1, statistics.n_train))), dtype=np.uint64
+        )
+        self._filled = 0
+
+    def add(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> None:
+        """Add rows: masks x (k, n_train) and outputs y (k, n_targets)."""
+        self.statistics.add_sums(x, y)
+        room = 64 * self._columns.shape[1]
+        for start in range(0, len(x), room):
+            part = x[start : start + room]
+            words = -(-len(part) // 64)
+            if self._filled + words > self._columns.shape[1]:
+                self._flush()
+            pack_columns(part, self._columns, self._filled)
+            self._filled += words
+
+    def finish(self) -> Statistics:
+        """The statistics of all rows that were added."""
+        if self._filled:
+            self._flush()
+        return self.statistics
+
+    def _flush(self) -> None:
+        whole = -(-self._filled // 8) * 8
+        self._columns[:, self._filled : whole] = 0
+        self.statistics.add_counts(self._columns[:, :whole])
+        self._filled = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SplitStatistics:
+    """Statistics of rows that were split for choosing λ.
+
+    Attributes
+    ----------
+    held_out
+        Statistics of the held-out rows of each split.
+    rest
+        Statistics of the rows that no split holds out.
+    counts
+        (1 + splits, n_train, n_train) the Gram matrices of ``rest`` and of ``held_out``, in one block.
+    """
+
+    rest: Statistics
+    held_out: tuple[Statistics, ...]
+    counts: NDArray[Any]
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        splits: Sequence[NDArray[np.bool_]] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> SplitStatistics:
+        """One pass over the rows of a problem. Splits (m,) do not overlap."""
+        part_of = np.zeros(problem.n_rows, dtype=np.int64)  # 0: never held out
+        for number, held_out in enumerate(splits, start=1):
+            part_of[held_out] = number
+        parts: list[Accumulator] = []
+        position = 0
+        for x, y in ahead(problem.chunks()):
+            if not parts:
+                shift = near_mean(y)
+                largest = problem.n_rows * min(1.0, float(x.mean(axis=0).max()) * 1.05)
+                shape = (len(splits) + 1, problem.n_train, problem.n_train)
+                counts = np.zeros(shape, dtype=count_dtype(largest if problem.n_rows >= 1 << 16 else 0))
+                parts = [Accumulator(Statistics.empty(problem.n_train, shift, gram)) for gram in counts]
+            numbers = part_of[position : position + len(x)]
+            for number in np.unique(numbers):
+                chosen = numbers == number
+                parts[number].add(x[chosen], y[chosen])
+            position += len(x)
+            if progress:
+                progress(len(x))
+        return cls.join([part.finish() for part in parts])
+
+    @classmethod
+    def join(cls, parts: Sequence[Statistics]) -> SplitStatistics:
+        """From the statistics of the rest and of the held-out rows of each split."""
+        base = parts[0].gram.base
+        if base is None or any(part.gram.base is not base for part in parts):  # one outgrew its integers, or none share
+            base = np.stack([part.gram for part in parts])
+            parts = [replace(part, gram=gram) for part, gram in zip(parts, base, strict=True)]
+        return cls(parts[0], tuple(parts[1:]), base)
+
+    @property
+    def total(self) -> Statistics:
+        """Statistics of all rows."""
+        return functools.reduce(operator.add, self.held_out, self.rest)
+
+    @property
+    def n_train(self) -> int:
+        return self.rest.n_train
+
+    @property
+    def n_targets(self) -> int:
+        return self.rest.n_targets
+
+    @property
+    def count(self) -> int:
+        return self.rest.count + sum(part.count for part in self.held_out)
+
+    def __add__(self, other: SplitStatistics) -> SplitStatistics:
+        """More rows, split the same way."""
+        pairs = zip((self.rest, *self.held_out), (other.rest, *other.held_out), strict=True)
+        return SplitStatistics.join([a + b for a, b in pairs])
 
 
 def near_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
