@@ -138,6 +138,13 @@ class StoreContract:
         assert status.rows_per_second is None
         assert store.failures()[5].read_text() == "it failed"
 
+    def test_a_campaign_is_asked_to_stop_by_name(self, store: Store) -> None:
+        assert store.asked_to_stop("a") is None
+        store.ask_to_stop("a", "it is enough")
+        assert store.asked_to_stop("a") == "it is enough"
+        assert store.asked_to_stop("b") is None
+        assert store.campaigns() == []
+
     def test_status_adds_up_the_rates_of_running_campaigns(self, store: Store) -> None:
         import time
 

@@ -88,7 +88,6 @@ def test_the_kernel_equals_the_reference(ratio: float) -> None:
 def test_elastic_net_equals_scikit_learn(ratio: float) -> None:
     p = plant(150, 20, 1, noise=0.3)
     total = statistics_of(p)
-    problem = Standardised.of(total)
     lam = 0.1 * lambda_max(total, ratio)
     w, _ = solve_at(total, lam, l1_ratio=ratio)
     theirs = SklearnElasticNet(alpha=lam[0], l1_ratio=ratio, tol=1e-12, max_iter=100_000)

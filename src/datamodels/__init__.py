@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from datamodels.attribution import Attribution
     from datamodels.design import Design
     from datamodels.evaluation.lds import lds
+    from datamodels.evaluation.watch import watch
     from datamodels.regression.estimators import DifferenceInMeans, ElasticNet, Lasso, LeastSquares, Ridge
     from datamodels.regression.fit import fit
+    from datamodels.significance import intervals, select, stability
     from datamodels.store import Store
     from datamodels.training.campaign import train
     from datamodels.training.task import block_task
@@ -31,8 +33,12 @@ _HOME = {
     "Store": "datamodels.store",
     "block_task": "datamodels.training.task",
     "fit": "datamodels.regression.fit",
+    "intervals": "datamodels.significance",
     "lds": "datamodels.evaluation.lds",
+    "select": "datamodels.significance",
+    "stability": "datamodels.significance",
     "train": "datamodels.training.campaign",
+    "watch": "datamodels.evaluation.watch",
 }
 
 __all__ = [
@@ -47,8 +53,12 @@ __all__ = [
     "__version__",
     "block_task",
     "fit",
+    "intervals",
     "lds",
+    "select",
+    "stability",
     "train",
+    "watch",
 ]
 
 

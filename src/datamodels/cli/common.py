@@ -53,7 +53,16 @@ Eps = Annotated[float | None, typer.Option(help="Smallest lambda over the larges
 L1Ratio = Annotated[float | None, typer.Option(help="Share of the l1 penalty (elastic net).")]
 ValFraction = Annotated[float | None, typer.Option(help="Share of rows that choose lambda.")]
 Folds = Annotated[int | None, typer.Option(help="Folds that choose lambda, instead of a share of rows.")]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Memory for tables of counts, as 8GB; most of what is free by default.")
+]
 Seed = Annotated[int, typer.Option(help="Seed.")]
+
+
+def refuse_suffix(path: Path, suffix: str) -> None:
+    """Refuse a wrong name of ``--out`` before hours of work, not after."""
+    if path.suffix != suffix:
+        raise RequestError(f"--out is {str(path)!r}; it must end in {suffix}")
 
 
 def emit(facts: dict[str, Any], text: str, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from datamodels.cli.common import (
     Lambdas,
     MasksFile,
     MasksKey,
+    Memory,
     OfTrain,
     OutputsFile,
     OutputsKey,
@@ -30,6 +31,7 @@ from datamodels.cli.common import (
     ValFraction,
     emit,
     parse_range,
+    refuse_suffix,
 )
 from datamodels.errors import RequestError
 
@@ -54,19 +56,33 @@ def fit(
     targets: TargetRange = None,
     targets_are_train: OfTrain = False,
     seed: Annotated[int | None, typer.Option(help="Draws the rows that choose lambda.")] = None,
+    penalty: Annotated[
+        Path | None, typer.Option(help="Penalty factors, .npy (n_train,) or (n_train, n_targets) (lasso, elastic net).")
+    ] = None,
+    memory: Memory = None,
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Refit as a running campaign completes rows; see --reach and --worth.")
+    ] = False,
+    reach: Annotated[float | None, typer.Option(help="With --watch: stop the campaign at this LDS.")] = None,
+    worth: Annotated[
+        float | None, typer.Option(help="With --watch: stop it when the missing rows would raise the LDS by less.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit datamodels from stores, or from the arrays of masks and outputs.
 
     Example: datamodels fit runs/a --estimator lasso --rows 0:3500 --out lasso.h5ad
 
+    Example: datamodels fit runs/a --watch --reach 0.5 --out lasso.h5ad
+
     Example: datamodels fit --masks train_masks_50pct.npy --outputs test_margins_50pct.npy --out lasso.h5ad
     """
     import numpy as np
 
     from datamodels.regression.fit import fit as run
+    from datamodels.regression.problem import load_array
 
-    _writable(out, ".h5ad")
+    refuse_suffix(out, ".h5ad")
     chosen = _estimator(
         estimator,
         n_lambdas=lambdas,
@@ -76,9 +92,24 @@ def fit(
         folds=folds,
         seed=seed,
     )
+    if follow or reach is not None or worth is not None:
+        given = {
+            "--masks": masks, "--outputs": outputs, "--rows": rows, "--targets": targets, "--penalty": penalty,
+            "--targets-are-train": targets_are_train or None, "--memory": memory,
+        }  # fmt: skip
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong or not follow or len(stores or []) != 1:
+            raise RequestError(
+                "--watch follows one store, with --reach and --worth if you like"
+                + (f"; it does not go with {wrong[0]}" if wrong else "")
+            )
+        _watch((stores or [])[0], chosen, out, reach, worth, masks_key, outputs_key, as_json)
+        return
     attribution = run(
         stores or None,
         chosen,
+        penalty_factors=None if penalty is None else load_array(penalty),
+        memory=memory,
         masks=masks,
         outputs=outputs,
         masks_key=masks_key,
@@ -104,6 +135,34 @@ def fit(
     if "val_r2" in facts:
         text += f", median validation R² {facts['val_r2']:.3f}"
     emit(facts, text, as_json)
+
+
+def _watch(
+    store: Path,
+    estimator: Estimator,
+    out: Path,
+    reach: float | None,
+    worth: float | None,
+    masks_key: str,
+    outputs_key: str,
+    as_json: bool,
+) -> None:
+    from datamodels.evaluation.watch import Look
+    from datamodels.evaluation.watch import watch as run
+    from datamodels.progress import note
+
+    def say(look: Look) -> None:
+        low, high = look.score.lds_ci
+        text = f"{look.n_models:>9} models  LDS {look.score.lds:.3f}  ({low:.3f} to {high:.3f})"
+        if look.expected is not None:
+            text += f"; expected {look.expected:.3f} when complete"
+        note(text)
+
+    result = run(store, estimator, reach=reach, worth=worth, masks_key=masks_key, outputs_key=outputs_key, on_look=say)
+    result.attribution.save(out)
+    facts = {"out": str(out), "ended": result.ended, "looks": [look.to_dict() for look in result.looks]}
+    models = result.looks[-1].n_models
+    emit(facts, f"wrote {out}: {models} models ({result.ended}); the models judged on are not among them", as_json)
 
 
 def evaluate(
@@ -202,12 +261,6 @@ def curve(
         save_plot(result, plot, ceiling=result.scores[-1].lds_ceiling)
         lines.append(f"wrote {plot}")
     emit(facts, "\n".join(lines), as_json)
-
-
-def _writable(path: Path, suffix: str) -> None:
-    """Refuse a wrong name before hours of work, not after."""
-    if path.suffix != suffix:
-        raise RequestError(f"--out is {str(path)!r}; it must end in {suffix}")
 
 
 def _estimator(name: EstimatorName, **options: Any) -> Estimator:

@@ -2,5 +2,6 @@
 
 from datamodels.evaluation.curve import Curve, curve
 from datamodels.evaluation.lds import LDS, lds
+from datamodels.evaluation.watch import Look, Watched, watch
 
-__all__ = ["LDS", "Curve", "curve", "lds"]
+__all__ = ["LDS", "Curve", "Look", "Watched", "curve", "lds", "watch"]

@@ -18,7 +18,7 @@ call works on one target and touches nothing shared, so threads cannot change an
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -30,6 +30,13 @@ _SWEEPS_PER_CHECK = 5
 _NEAR = 0.9  # features whose correlation is above this share of the next λ are taken in before they enter
 _GROUP = 16
 _FIRST = 64  # features to begin with, and the room that is always left for more
+
+# Functions that only compiled code calls: without wrappers for Python they compile in a fraction of the time, and so
+# do loops in place of array expressions.
+_COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+_INNER: dict[str, Any] = {**_COMPILED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_inner = njit(**_INNER)
+_fast = njit(**_INNER, fastmath=True)
 
 
 class Counts(NamedTuple):
@@ -118,7 +125,7 @@ class Found(NamedTuple):
     path_gaps: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _counts_with(source, splits, part, a, features, size, masked, out):  # type: ignore[no-untyped-def]
     """out[i] = rows of a part that hold both `a` and features[i]."""
     if len(source.columns):
@@ -150,7 +157,7 @@ def _counts_with(source, splits, part, a, features, size, masked, out):  # type:
             out[i] = first[features[i]]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _copy(values, size, out):  # type: ignore[no-untyped-def]
     """The first `size` columns of each row. Loops, since numba has mistaken such assignments to fields of tuples."""
     for row in range(len(values)):
@@ -158,32 +165,44 @@ def _copy(values, size, out):  # type: ignore[no-untyped-def]
             out[row, slot] = values[row, slot]
 
 
-@njit(cache=True, nogil=True)
+@_inner
+def _count_nonzero(values, size):  # type: ignore[no-untyped-def]
+    count = 0
+    for slot in range(size):
+        count += values[slot] != 0.0
+    return count
+
+
+@_inner
 def _gather(values, features, size, out):  # type: ignore[no-untyped-def]
     for slot in range(size):
         out[slot] = values[features[slot]]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _subtract_row(u, row, factor):  # type: ignore[no-untyped-def]
     for i in range(len(u)):
         u[i] -= factor * row[i]
 
 
-@njit(cache=True, nogil=True)
-def _cached(source, part, features, size, w, place, cache):  # type: ignore[no-untyped-def]
-    """Counts of each feature with a nonzero weight against all features, from columns: cache[place[slot]]."""
+@_inner
+def _cached(source, part, state, fit, size, cache):  # type: ignore[no-untyped-def]
+    """Counts of each feature with a nonzero weight against all features, from columns: cache[state.place[fit, slot]]."""
+    features, w, place = state.features, state.w[fit], state.place[fit]
     filled = 0
-    for slot in range(len(place)):
-        filled = max(filled, place[slot] + 1)
+    for row in range(len(state.place)):
+        for slot in range(size):
+            filled = max(filled, state.place[row, slot] + 1)
     words = source.columns.shape[1]
+    masked = np.empty(words, dtype=np.uint64)
     for slot in range(size):
         if w[slot] != 0.0 and place[slot] < 0:
             if filled == len(cache):
                 larger = np.empty((2 * filled + 16, cache.shape[1]), dtype=np.float32)
-                larger[:filled] = cache
+                _copy(cache, cache.shape[1], larger)
                 cache = larger
-            masked = source.columns[features[slot]] & source.keep[part]
+            for word in range(words):
+                masked[word] = source.columns[features[slot], word] & source.keep[part, word]
             for i in range(cache.shape[1]):
                 column = source.columns[i]
                 found = np.uint64(0)
@@ -195,7 +214,7 @@ def _cached(source, part, features, size, w, place, cache):  # type: ignore[no-u
     return cache
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _subtract_counts(source, splits, part, a, factor, u):  # type: ignore[no-untyped-def]
     """u -= factor * (rows of a part that hold both `a` and each feature), from matrices."""
     _subtract_row(u, source.matrices[0, a], factor)
@@ -205,7 +224,7 @@ def _subtract_counts(source, splits, part, a, factor, u):  # type: ignore[no-unt
         _subtract_row(u, source.matrices[1, a], factor)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _fill(source, splits, parts, features, known, size, table):  # type: ignore[no-untyped-def]
     """Counts between all features and those from `known` on, into table (parts, capacity, capacity).
 
@@ -225,7 +244,7 @@ def _fill(source, splits, parts, features, known, size, table):  # type: ignore[
                     table[p, other, slot] = rows[slot - first, other]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _correlate(source, part, fits, fit, target, features, size, w, u, c, place, cache):  # type: ignore[no-untyped-def]
     """Of all features: u = x_iᵀy/m - Σ v_a C_ai/m, and c, the correlation of z_i with the residual; returns b."""
     rows = fits.rows[fit]
@@ -246,7 +265,7 @@ def _correlate(source, part, fits, fit, target, features, size, w, u, c, place, 
     return b
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _gap(q, y_var, w, c, penalty, lam, l1_ratio):  # type: ignore[no-untyped-def]
     """Relative duality gap, see `certificate.relative_gap`; c = correlation of each column with the residual.
 
@@ -290,7 +309,7 @@ class _State(NamedTuple):
     place: NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _empty_state(n, fits, parts, capacity):  # type: ignore[no-untyped-def]
     return _State(
         np.empty(capacity, dtype=np.int64),
@@ -303,7 +322,7 @@ def _empty_state(n, fits, parts, capacity):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _with_room(state, size, wanted):  # type: ignore[no-untyped-def]
     """The state, or a larger copy of it, with room for `wanted` features."""
     n, (fits, capacity), parts = len(state.member), state.w.shape, len(state.table)
@@ -333,24 +352,30 @@ class _Local(NamedTuple):
     u: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
-def _localise(fits, fit, target, state, row, size, table):  # type: ignore[no-untyped-def]
-    q, inverse, centre = np.empty(size), np.empty(size), np.empty(size)
-    diagonal, penalty = np.empty(size), np.empty(size)
+@_inner
+def _localise(fits, fit, target, state, row, size, table, constants):  # type: ignore[no-untyped-def]
+    """Fill constants (5, capacity) of one fit inside the working set, for `_local`."""
     rows = fits.rows[fit]
     for slot in range(size):
         j = state.features[slot]
-        inverse[slot] = fits.inverse_scale[fit, j]
-        centre[slot] = fits.centre[fit, j]
-        q[slot] = (target.xty[fit, j] / rows - centre[slot] * target.y_mean[fit]) * inverse[slot]
-        diagonal[slot] = (table[slot, slot] / rows - centre[slot] * centre[slot]) * inverse[slot] * inverse[slot]
-        penalty[slot] = target.penalty[j]
-        if diagonal[slot] <= 0.0:
-            diagonal[slot] = 1.0
-    return _Local(q, inverse, centre, diagonal, penalty, state.w[row, :size], state.u[row, :size])
+        inverse, centre = fits.inverse_scale[fit, j], fits.centre[fit, j]
+        diagonal = (table[slot, slot] / rows - centre * centre) * inverse * inverse
+        constants[0, slot] = (target.xty[fit, j] / rows - centre * target.y_mean[fit]) * inverse
+        constants[1, slot] = inverse
+        constants[2, slot] = centre
+        constants[3, slot] = diagonal if diagonal > 0.0 else 1.0
+        constants[4, slot] = target.penalty[j]
 
 
-@njit(cache=True, nogil=True)
+@_inner
+def _local(state, row, size, constants):  # type: ignore[no-untyped-def]
+    return _Local(
+        constants[0, :size], constants[1, :size], constants[2, :size], constants[3, :size], constants[4, :size],
+        state.w[row, :size], state.u[row, :size],
+    )  # fmt: skip
+
+
+@_inner
 def _sweep(local, table, rows, active, count, threshold, ridge, b):  # type: ignore[no-untyped-def]
     """One pass of coordinate descent over the active features; the largest decrease, and b."""
     w, u = local.w, local.u
@@ -378,7 +403,19 @@ def _sweep(local, table, rows, active, count, threshold, ridge, b):  # type: ign
     return moved, b
 
 
-@njit(cache=True, nogil=True)
+@_inner
+def _unpenalised(penalty):  # type: ignore[no-untyped-def]
+    """Which penalty factors are 0."""
+    out = np.empty(len(penalty), dtype=np.int64)
+    count = 0
+    for j in range(len(penalty)):
+        if penalty[j] == 0.0:
+            out[count] = j
+            count += 1
+    return out[:count]
+
+
+@_inner
 def _settle(local, table, rows, free, b, y_var):  # type: ignore[no-untyped-def]
     """Bring the unpenalised features to their optimum given the others."""
     for _ in range(1000):
@@ -388,7 +425,7 @@ def _settle(local, table, rows, free, b, y_var):  # type: ignore[no-untyped-def]
     return b
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _descend(local, table, rows, b, y_var, lam, l1_ratio, tol, max_sweeps):  # type: ignore[no-untyped-def]
     """Solve one fit at one λ inside the working set, in place; returns b."""
     w, u = local.w, local.u
@@ -398,7 +435,7 @@ def _descend(local, table, rows, b, y_var, lam, l1_ratio, tol, max_sweeps):  # t
     threshold, ridge = lam * l1_ratio, lam * (1.0 - l1_ratio)
     active = np.empty(size, dtype=np.int64)
     c = np.empty(size)
-    free = np.flatnonzero(local.penalty == 0.0)
+    free = _unpenalised(local.penalty)
     sweeps = 0
     while True:
         if len(free):
@@ -428,7 +465,7 @@ def _descend(local, table, rows, b, y_var, lam, l1_ratio, tol, max_sweeps):  # t
                 return b
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@_fast
 def _dot(a, b, size):  # type: ignore[no-untyped-def]
     total = 0.0
     for i in range(size):
@@ -436,11 +473,13 @@ def _dot(a, b, size):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _held_out_error(fits, split, target, features, local, table, b):  # type: ignore[no-untyped-def]
     """Σ (y - prediction)² over the held-out rows of a split, from their statistics."""
     size = len(local.w)
-    raw = local.w * local.inverse_scale
+    raw = np.empty(size)
+    for slot in range(size):
+        raw[slot] = local.w[slot] * local.inverse_scale[slot]
     cross = reach = quadratic = 0.0
     for slot in range(size):
         if raw[slot] != 0.0:
@@ -452,12 +491,14 @@ def _held_out_error(fits, split, target, features, local, table, b):  # type: ig
     return error + fits.held_rows[split] * b * b + 2.0 * b * reach + quadratic
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _prediction_change(fits, split, state, size, local, b):  # type: ignore[no-untyped-def]
     """Σ (change of the prediction)² over the held-out rows of a split, from the weights of the least error, when
     the constant moves by `b`."""
     table = state.table[len(fits.rows) - 1 + split]
-    raw = (state.best[split, :size] - local.w) * local.inverse_scale
+    raw = np.empty(size)
+    for slot in range(size):
+        raw[slot] = (state.best[split, slot] - local.w[slot]) * local.inverse_scale[slot]
     reach = quadratic = 0.0
     for slot in range(size):
         if raw[slot] != 0.0:
@@ -466,7 +507,7 @@ def _prediction_change(fits, split, state, size, local, b):  # type: ignore[no-u
     return max(quadratic + 2.0 * b * reach + fits.held_rows[split] * b * b, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _strengths(c, penalty):  # type: ignore[no-untyped-def]
     """The largest |correlation| over fits of each feature, in units of its penalty; 0 where that is 0 or inf."""
     out = np.zeros(len(penalty))
@@ -477,7 +518,25 @@ def _strengths(c, penalty):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True, nogil=True)
+@_inner
+def _at_least(strengths, bound):  # type: ignore[no-untyped-def]
+    out = np.zeros(len(strengths), dtype=np.bool_)
+    for j in range(len(strengths)):
+        out[j] = strengths[j] >= bound and strengths[j] > 0.0
+    return out
+
+
+@_inner
+def _violated(c, penalty, member, bound):  # type: ignore[no-untyped-def]
+    """Whether a feature outside of the working set ought to have a weight."""
+    strengths = _strengths(c, penalty)
+    for j in range(len(strengths)):  # noqa: SIM110
+        if strengths[j] > bound and not member[j]:
+            return True
+    return False
+
+
+@_inner
 def _next_stretch(strengths, member, lams, first, size, l1_ratio):  # type: ignore[no-untyped-def]
     """How far to walk before the next check: as far as few more features come near (at least one λ)."""
     room = _FIRST + size // 2
@@ -493,39 +552,44 @@ def _next_stretch(strengths, member, lams, first, size, l1_ratio):  # type: igno
     return last
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _take_in(source, splits, parts, state, size, wanted):  # type: ignore[no-untyped-def]
     """Add the features that are `wanted` (n,); returns the state and how many it has."""
-    new = np.flatnonzero(wanted & ~state.member)
-    if not len(new):
+    count = 0
+    for j in range(len(wanted)):
+        count += wanted[j] and not state.member[j]
+    if count == 0:
         return state, size
-    state = _with_room(state, size, size + len(new))
-    for k in range(len(new)):
-        state.features[size + k] = new[k]
-        state.member[new[k]] = True
-    _fill(source, splits, parts, state.features, size, size + len(new), state.table)
-    return state, size + len(new)
+    state = _with_room(state, size, size + count)
+    known = size
+    for j in range(len(wanted)):
+        if wanted[j] and not state.member[j]:
+            state.features[size] = j
+            state.member[j] = True
+            size += 1
+    _fill(source, splits, parts, state.features, known, size, state.table)
+    return state, size
 
 
-@njit(cache=True, nogil=True)
-def _check(source, parts, fits, first_fit, target, q, state, size, lam, l1_ratio, u, c, b, caches):  # type: ignore[no-untyped-def]
-    """The largest gap of the fits on all features at one λ; leaves u, c (fits, n) and b (fits,) of them."""
+@_inner
+def _check(source, parts, fits, first_fit, target, q, state, size, lam, l1_ratio, u, c, b, cache):  # type: ignore[no-untyped-def]
+    """The largest gap of the fits on all features at one λ, and the cache; leaves u, c (fits, n) and b (fits,)."""
     worst = 0.0
     w = np.zeros(u.shape[1])
     for f in range(len(u)):
         if len(source.columns):
-            caches[f] = _cached(source, parts[f], state.features, size, state.w[f], state.place[f], caches[f])
+            cache = _cached(source, parts[f], state, f, size, cache)
         b[f] = _correlate(
             source, parts[f], fits, first_fit + f, target, state.features, size, state.w[f], u[f], c[f],
-            state.place[f], caches[f],
+            state.place[f], cache,
         )  # fmt: skip
         for slot in range(size):
             w[state.features[slot]] = state.w[f, slot]
         worst = max(worst, _gap(q[f], target.y_var[first_fit + f], w, c[f], target.penalty, lam, l1_ratio))
-    return worst
+    return worst, cache
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _correlations_of_outputs(fits, first_fit, count, target):  # type: ignore[no-untyped-def]
     q = np.empty((count, len(target.penalty)))
     for f in range(count):
@@ -536,26 +600,32 @@ def _correlations_of_outputs(fits, first_fit, count, target):  # type: ignore[no
     return q
 
 
-@njit(cache=True, nogil=True)
-def _settled(source, parts, fits, first_fit, target, q, state, size, u, c, b, caches):  # type: ignore[no-untyped-def]
-    """Begin: unpenalised features at their optimum, and u, c, b there."""
-    _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, caches)
-    free = np.flatnonzero(target.penalty[state.features[:size]] == 0.0)
+@_inner
+def _settled(source, parts, fits, first_fit, target, q, state, size, u, c, b, cache):  # type: ignore[no-untyped-def]
+    """Begin: unpenalised features at their optimum, and u, c, b there; returns the cache."""
+    _, cache = _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, cache)
+    penalty = np.empty(size)
+    _gather(target.penalty, state.features, size, penalty)
+    free = _unpenalised(penalty)
     if len(free):
         for f in range(len(u)):
             _gather(u[f], state.features, size, state.u[f])
-            local = _localise(fits, first_fit + f, target, state, f, size, state.table[f])
+            constants = np.empty((5, size))
+            _localise(fits, first_fit + f, target, state, f, size, state.table[f], constants)
+            local = _local(state, f, size, constants)
             b[f] = _settle(local, state.table[f], fits.rows[first_fit + f], free, b[f], target.y_var[first_fit + f])
-        _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, caches)
+        _, cache = _check(source, parts, fits, first_fit, target, q, state, size, 0.0, 1.0, u, c, b, cache)
+    return cache
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _begin(source, fits, target, fit_count, parts, start):  # type: ignore[no-untyped-def]
     """A state with the unpenalised features and those of the `start` weights (n,) taken in."""
     n = len(target.penalty)
     state = _empty_state(n, fit_count, len(parts), min(n, _FIRST))
-    wanted = (start != 0.0) & (target.penalty < np.inf)
+    wanted = np.zeros(n, dtype=np.bool_)
     for j in range(n):
+        wanted[j] = start[j] != 0.0 and target.penalty[j] < np.inf
         if target.penalty[j] == 0.0:
             for f in range(len(fits.rows)):
                 wanted[j] = wanted[j] or fits.inverse_scale[f, j] > 0.0
@@ -566,7 +636,7 @@ def _begin(source, fits, target, fit_count, parts, start):  # type: ignore[no-un
     return state, size
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps):  # type: ignore[no-untyped-def]
     """Walk the path on all splits in step (on all rows when there is none) until its end or its turn.
 
@@ -578,20 +648,22 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
     n = len(target.penalty)
     u, c, b = np.empty((count, n)), np.empty((count, n)), np.empty(count)
     q = _correlations_of_outputs(fits, 0, count, target)
-    caches = [np.empty((0, n), dtype=np.float32) for _ in range(count)]
+    cache = np.empty((0, n), dtype=np.float32)
     state, size = _begin(source, fits, target, count, parts, start)
-    _settled(source, parts, fits, 0, target, q, state, size, u, c, b, caches)
+    cache = _settled(source, parts, fits, 0, target, q, state, size, u, c, b, cache)
     tol = rules.tol if rules.keep_path else rules.path_tol
     total = fits.held_rows.sum()
     i, chosen, best_b = 0, 0, b.copy()
     while i < len(lams):
         strengths = _strengths(c, target.penalty)
         last = i + 1 if rules.keep_path else _next_stretch(strengths, state.member, lams, i, size, rules.l1_ratio)
-        near = (strengths >= _NEAR * rules.l1_ratio * lams[last - 1]) & (strengths > 0.0)
+        near = _at_least(strengths, _NEAR * rules.l1_ratio * lams[last - 1])
         state, size = _take_in(source, splits, parts, state, size, near)
         for f in range(count):
             _gather(u[f], state.features, size, state.u[f])
-        locals_ = [_localise(fits, f, target, state, f, size, state.table[f]) for f in range(count)]
+        constants = np.empty((count, 5, size))
+        for f in range(count):
+            _localise(fits, f, target, state, f, size, state.table[f], constants[f])
         chosen = 0
         for k in range(1, i):
             if errors[k] < errors[chosen]:
@@ -602,13 +674,14 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
             at = k
             error = 0.0
             for f in range(count):
+                local = _local(state, f, size, constants[f])
                 b[f] = _descend(
-                    locals_[f], state.table[f], fits.rows[f], b[f], target.y_var[f], lams[k], rules.l1_ratio,
+                    local, state.table[f], fits.rows[f], b[f], target.y_var[f], lams[k], rules.l1_ratio,
                     0.5 * tol, rules.max_sweeps,
                 )  # fmt: skip
                 if splits:
-                    error += _held_out_error(fits, f, target, state.features, locals_[f], state.table[splits + f], b[f])
-            n_nonzero[k] = np.count_nonzero(state.w[0, :size])
+                    error += _held_out_error(fits, f, target, state.features, local, state.table[splits + f], b[f])
+            n_nonzero[k] = _count_nonzero(state.w[0], size)
             if splits:
                 errors[k] = error / total
                 if k == 0 or errors[k] < errors[chosen]:
@@ -621,15 +694,15 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
                     if not turned:
                         change = 0.0
                         for f in range(count):
-                            change += _prediction_change(fits, f, state, size, locals_[f], best_b[f] - b[f])
+                            local = _local(state, f, size, constants[f])
+                            change += _prediction_change(fits, f, state, size, local, best_b[f] - b[f])
                         turned = (
                             errors[k] - errors[chosen] > rules.stop_above * np.sqrt(errors[chosen] * change) / total
                         )
                     if turned:
                         break
-        gap = _check(source, parts, fits, 0, target, q, state, size, lams[at], rules.l1_ratio, u, c, b, caches)
-        violated = ((_strengths(c, target.penalty) > rules.l1_ratio * lams[at]) & ~state.member).any()
-        if gap > tol and violated:
+        gap, cache = _check(source, parts, fits, 0, target, q, state, size, lams[at], rules.l1_ratio, u, c, b, cache)
+        if gap > tol and _violated(c, target.penalty, state.member, rules.l1_ratio * lams[at]):
             for k in range(i, at + 1):
                 errors[k], n_nonzero[k] = np.nan, -1
             continue
@@ -643,7 +716,7 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
     return state, size, chosen if splits else len(lams) - 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**_COMPILED)
 def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-def]
     """Choose λ for one target and solve at it on all rows; see `Found`.
 
@@ -668,22 +741,27 @@ def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-d
                 state.table[0, slot, other] += walked.table[splits, slot, other]
     u, c, b = np.empty((1, n)), np.empty((1, n)), np.empty(1)
     q = _correlations_of_outputs(fits, splits, 1, target)
-    caches = [np.empty((0, n), dtype=np.float32)]
-    gap = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, caches)
+    cache = np.empty((0, n), dtype=np.float32)
+    gap, cache = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, cache)
     while rules.refit and gap > rules.tol:
-        near = _strengths(c, target.penalty) >= _NEAR * rules.l1_ratio * lam
+        near = _at_least(_strengths(c, target.penalty), _NEAR * rules.l1_ratio * lam)
         state, size = _take_in(source, splits, part, state, size, near)
         _gather(u[0], state.features, size, state.u[0])
-        local = _localise(fits, splits, target, state, 0, size, state.table[0])
+        constants = np.empty((5, size))
+        _localise(fits, splits, target, state, 0, size, state.table[0], constants)
+        local = _local(state, 0, size, constants)
         b[0] = _descend(
             local, state.table[0], fits.rows[splits], b[0], target.y_var[splits], lam, rules.l1_ratio,
             0.5 * rules.tol, rules.max_sweeps,
         )  # fmt: skip
-        gap = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, caches)
-        if not ((_strengths(c, target.penalty) > rules.l1_ratio * lam) & ~state.member).any():
+        gap, cache = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, cache)
+        if not _violated(c, target.penalty, state.member, rules.l1_ratio * lam):
             break
-    support = np.flatnonzero(state.w[0, :size])
-    features = state.features[support]
-    weights = state.w[0][support]
-    raw = weights * fits.inverse_scale[splits][features]
+    count, at = _count_nonzero(state.w[0], size), 0
+    features, weights, raw = np.empty(count, dtype=np.int64), np.empty(count), np.empty(count)
+    for slot in range(size):
+        if state.w[0, slot] != 0.0:
+            features[at], weights[at] = state.features[slot], state.w[0, slot]
+            raw[at] = weights[at] * fits.inverse_scale[splits, features[at]]
+            at += 1
     return Found(errors, n_nonzero, chosen, features, weights, raw, b[0], gap, path, path_gaps)

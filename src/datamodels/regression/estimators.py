@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,27 +14,21 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.errors import ConvergenceWarning, RequestError
+from datamodels.regression.kernel import leave_one_out, ridge_kernel
+from datamodels.regression.krylov import ridge_out_of_mask
 from datamodels.regression.moments import default_tolerance
 from datamodels.regression.path import PathFit, fit_path
 from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
-from datamodels.regression.spectral import Spectrum, held_out_errors, ridge_grid
+from datamodels.regression.solution import Solution
+from datamodels.regression.spectral import Spectrum, chosen_fit, held_out_errors, ridge_grid
 from datamodels.regression.statistics import SplitStatistics, Statistics
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 _CONFIG = ConfigDict(extra="forbid")
 _VAL_FRACTION = 0.15
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Raw weights (n_train, n_targets), bias (n_targets,), and facts with targets as first axis."""
-
-    weights: NDArray[np.floating]
-    bias: NDArray[np.float64]
-    facts: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Estimator(ABC):
@@ -241,6 +235,9 @@ class ElasticNet(_PathEstimator):
 class Ridge(_Selected):
     """Ridge regression: one eigendecomposition, all λ, all targets.
 
+    Of the n x n matrix, or of the m x m matrix when there are fewer rows. Targets that are training examples
+    have rows of their own and are solved to a stated residual (see `krylov.ridge_out_of_mask`).
+
     Minimises ``1/(2m) ‖y - b - Zw‖² + λ/2 ‖w‖²``. λ per target, geometric over [1e-4, 10] times the
     largest eigenvalue of ZᵀZ/m.
 
@@ -248,17 +245,18 @@ class Ridge(_Selected):
     ----------
     selection
         ``held_out``: by error on held-out rows, like the lasso. ``gcv``: generalised
-        cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979).
+        cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979). ``loo``: exact
+        leave-one-out by a second pass over the rows, at the scale of all rows (see `kernel.leave_one_out`).
     """
 
     name: ClassVar[str] = "ridge"
     n_lambdas: Count = 30
-    selection: Literal["held_out", "gcv"] = "held_out"
+    selection: Literal["held_out", "gcv", "loo"] = "held_out"
 
     @model_validator(mode="after")
     def _gcv_holds_nothing_out(self) -> Ridge:
-        if self.selection == "gcv" and (self.folds is not None or self.val_fraction is not None):
-            raise ValueError("selection 'gcv' holds no rows out: leave out val_fraction and folds")
+        if self.selection != "held_out" and (self.folds is not None or self.val_fraction is not None):
+            raise ValueError(f"selection {self.selection!r} holds no rows out: leave out val_fraction and folds")
         return self
 
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
@@ -271,27 +269,47 @@ class Ridge(_Selected):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        if self.selection == "loo":
+            raise RequestError("selection 'loo' needs the rows themselves, which statistics do not hold: use fit")
         total, held_out = data.total, data.held_out
         spectrum = Spectrum.of(total, intercept=self.intercept)
         lams = ridge_grid(spectrum, self.n_lambdas)
-        if held_out:
-            scores = held_out_errors(total, held_out, lams, intercept=self.intercept)
-        else:
-            scores = spectrum.gcv(lams, total.count)
-        chosen = scores.argmin(axis=0)
-        lam = lams[chosen]
-        weights, bias = spectrum.problem.to_raw(spectrum.ridge(lam))
-        best = scores[chosen, np.arange(len(chosen))]
-        facts = {
-            "lam": lam,
-            "path_lam": np.broadcast_to(lams, (len(lam), len(lams))).copy(),
-            "path_val_error" if held_out else "path_gcv": np.ascontiguousarray(scores.T),
-        }
-        if held_out:
-            facts["val_r2"] = _r_squared(best, held_out)
         if progress:
             progress(total.n_targets)
-        return Solution(weights, bias, facts)
+        if not held_out:
+            return chosen_fit(spectrum, spectrum.gcv(lams, total.count), lams, "path_gcv")
+        scores = held_out_errors(total, held_out, lams, intercept=self.intercept)
+        count = sum(part.count for part in held_out)
+        mean, squares = (
+            np.sum([getattr(part, name) for part in held_out], axis=0) / count for name in ("sum_y", "yty")
+        )
+        return chosen_fit(spectrum, scores, lams, "path_val_error", (mean, squares))
+
+    def prefers_rows(self, problem: Problem, memory: int) -> bool:
+        return problem.n_rows < problem.n_train or self.selection == "loo"
+
+    def solve_rows(
+        self,
+        problem: Problem,
+        *,
+        own_rows: bool,
+        penalty: NDArray[np.float64] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Solution | None:
+        settings: dict[str, Any] = {"n_lambdas": self.n_lambdas, "intercept": self.intercept}
+        if own_rows:
+            if self.selection == "loo":
+                raise RequestError("selection 'loo' is not for targets that are training examples: use 'held_out'")
+            return ridge_out_of_mask(problem, self.splits, progress=progress, **settings)
+        if problem.n_rows < problem.n_train:
+            solution = ridge_kernel(problem, self.splits, leave_out=self.selection == "loo", **settings)
+        else:
+            spectrum = Spectrum.of(Statistics.of(problem), intercept=self.intercept)
+            lams = ridge_grid(spectrum, self.n_lambdas)
+            solution = chosen_fit(spectrum, leave_one_out(problem, spectrum, lams), lams, "path_loo")
+        if progress:
+            progress(problem.n_targets)
+        return solution
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -364,14 +382,6 @@ def from_description(description: Mapping[str, Any]) -> Estimator:
     if description.get("name") not in ESTIMATORS:
         raise RequestError(f"estimator {description.get('name')!r} is unknown; legal: {', '.join(ESTIMATORS)}")
     return ESTIMATORS[description["name"]](**options)
-
-
-def _r_squared(error: NDArray[np.float64], held_out: Sequence[Statistics]) -> NDArray[np.float64]:
-    """1 - error / variance on the held-out rows; NaN where the output does not vary there."""
-    count = sum(part.count for part in held_out)
-    squares = np.sum([part.yty for part in held_out], axis=0) / count
-    variance = squares - (np.sum([part.sum_y for part in held_out], axis=0) / count) ** 2
-    return 1 - np.divide(error, variance, out=np.full_like(error, np.nan), where=variance > 1e-12 * squares)
 
 
 def _warn_gaps(result: PathFit, tol: float) -> None:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.progress import Progress
-from datamodels.regression.estimators import Estimator, Lasso, Solution, from_description
+from datamodels.regression.estimators import Estimator, Lasso, from_description
 from datamodels.regression.memory import bytes_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
 from datamodels.regression.row_path import unseen_by_too_few
 from datamodels.regression.rows import PackedRows
+from datamodels.regression.solution import Solution
 from datamodels.regression.statistics import SplitStatistics
 from datamodels.spec import MASKS
 from datamodels.store import Store
@@ -173,11 +174,13 @@ def _fit_statistics(
 
 def _fit_rows(problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool) -> Solution:
     """All targets from the same rows, kept as bits."""
+    seen = np.zeros(problem.n_train)
+    for x, _ in replace(problem, targets=problem.targets[:0]).chunks():
+        seen += x.sum(axis=0)
+    _warn_constant(seen, problem.n_rows)
     with Progress(f"fitting ({estimator.name}) from rows", problem.n_targets, "targets", show=progress) as bar:
         solution = estimator.solve_rows(problem, own_rows=False, penalty=penalty, progress=bar.advance)
     assert solution is not None
-    if "sum_x" in solution.facts:
-        _warn_constant(solution.facts.pop("sum_x"), problem.n_rows)
     return solution
 
 
@@ -223,7 +226,9 @@ def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int]
 
 def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:
     assert problem.train_columns is not None
-    lacking = np.flatnonzero(solution.facts["n_constant"] > 1)  # its own column is constant by construction
+    lacking = np.flatnonzero(
+        solution.facts.get("n_constant", np.zeros(0)) > 1
+    )  # its own column is constant by construction
     if len(lacking):
         warnings.warn(
             f"among the models that did not see a target, other training examples are in all subsets or in none, for "

@@ -176,7 +176,7 @@ class Problem:
             raise RequestError("give stores, or both masks and outputs")
         if masks is not None and outputs is not None:
             name = str(masks) if isinstance(masks, str | Path) else None
-            found = [Source.from_arrays(_as_array(masks), _as_array(outputs), name)]
+            found = [Source.from_arrays(load_array(masks), load_array(outputs), name)]
             of_train = False
         else:
             items = [source] if isinstance(source, Store | str | Path) else list(source or [])
@@ -335,7 +335,7 @@ def _read_masks(source: Source, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return out
 
 
-def _as_array(value: NDArray[Any] | str | Path) -> NDArray[Any]:
+def load_array(value: NDArray[Any] | str | Path) -> NDArray[Any]:
     """An array, or a ``.npy`` file mapped into memory."""
     if not isinstance(value, str | Path):
         return np.asarray(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.regression.solution import Solution
 from datamodels.regression.statistics import Standardised, Statistics, squared_error
 
 
@@ -31,6 +33,10 @@ class Spectrum:
         problem = Standardised.of(statistics, intercept=intercept, wide=True)
         values, vectors = eigh(problem.gram, check_finite=False)
         return cls(problem, np.maximum(values, 0.0), vectors, vectors.T @ problem.q.T)
+
+    def to_raw(self, w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Standardised weights w (n_targets, n) as raw (n, n_targets) and bias (n_targets,)."""
+        return self.problem.to_raw(w)
 
     def ridge(self, lam: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Standardised ridge weights (n_targets, n) at one λ, or at one λ per target."""
@@ -56,8 +62,12 @@ class Spectrum:
 
 def ridge_grid(spectrum: Spectrum, n_lambdas: int) -> NDArray[np.float64]:
     """λ geometric over [1e-4, 10] times the largest eigenvalue of ZᵀZ/m, descending, (K,)."""
-    largest = float(spectrum.values.max(initial=0.0)) or 1.0
-    return np.geomspace(10.0, 1e-4, n_lambdas) * largest
+    return ridge_lambdas(float(spectrum.values.max(initial=0.0)), n_lambdas)
+
+
+def ridge_lambdas(largest: float, n_lambdas: int) -> NDArray[np.float64]:
+    """λ geometric over [1e-4, 10] times the largest eigenvalue of ZᵀZ/m, descending, (K,)."""
+    return np.geomspace(10.0, 1e-4, n_lambdas) * (largest or 1.0)
 
 
 def held_out_errors(
@@ -71,3 +81,44 @@ def held_out_errors(
             weights, bias = spectrum.problem.to_raw(spectrum.ridge(lam))
             errors[i] += squared_error(part, weights, bias)
     return errors / sum(part.count for part in held_out)
+
+
+class Decomposition(Protocol):
+    """What `chosen_fit` needs of a decomposed problem."""
+
+    def ridge(self, lam: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Standardised weights (n_targets, n) at one λ per target."""
+
+    def to_raw(self, w: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Raw weights (n, n_targets) and bias (n_targets,)."""
+
+
+def chosen_fit(
+    fitted: Decomposition,
+    scores: NDArray[np.float64],
+    lams: NDArray[np.float64],
+    name: str,
+    held_out: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> Solution:
+    """The fit at the λ of least score (K, n_targets), and the facts of `Ridge`; `name` is that of the scores.
+    ``held_out`` are mean and mean square (n_targets,) of held-out outputs, where there are any."""
+    chosen = scores.argmin(axis=0)
+    lam = lams[chosen]
+    weights, bias = fitted.to_raw(fitted.ridge(lam))
+    facts = {
+        "lam": lam,
+        "path_lam": np.broadcast_to(lams, (len(lam), len(lams))).copy(),
+        name: np.ascontiguousarray(scores.T),
+    }
+    if held_out is not None:
+        facts["val_r2"] = explained(scores[chosen, np.arange(len(lam))], *held_out)
+    return Solution(weights, bias, facts)
+
+
+def explained(
+    error: NDArray[np.float64], mean: NDArray[np.float64], squares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """1 - error / variance of held-out outputs, from their mean and mean square relative to a constant near
+    the mean, (n_targets,); NaN where they do not vary."""
+    variance = squares - mean**2
+    return 1 - np.divide(error, variance, out=np.full_like(error, np.nan), where=variance > 1e-12 * squares)

@@ -280,6 +280,14 @@ class Store(ABC):
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
         """Leave the heartbeat of one campaign."""
 
+    @abstractmethod
+    def ask_to_stop(self, name: str, reason: str) -> None:
+        """Ask a campaign, by the name of its heartbeat, to end soon; rows that it has completed stay."""
+
+    @abstractmethod
+    def asked_to_stop(self, name: str) -> str | None:
+        """Why a campaign was asked to end; None when it was not."""
+
     def status(self) -> Status:
         """Counts, failures, and, while campaigns run, their rate and the time left."""
         done = self.completed()

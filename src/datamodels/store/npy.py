@@ -302,6 +302,17 @@ class NpyStore(Store):
                 beats.append(json.loads(file.read_text()))
         return beats
 
+    def ask_to_stop(self, name: str, reason: str) -> None:
+        folder = self.path / "campaigns"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{name}.stop", reason.encode(), sync=False)
+
+    def asked_to_stop(self, name: str) -> str | None:
+        try:
+            return (self.path / "campaigns" / f"{name}.stop").read_text()
+        except FileNotFoundError:
+            return None
+
 
 def _digest(spec: dict[str, Any], design: dict[str, Any] | None) -> str:
     return hashlib.sha256(json.dumps([spec, design], sort_keys=True).encode()).hexdigest()

@@ -42,7 +42,7 @@ class Summary:
 
     ``done`` rows were written by it, ``there`` were complete when their turn came, ``failed`` names
     the rows whose last attempt failed (their logs are in the store's ``failures`` folder), and
-    ``pending`` counts rows that were not reached.
+    ``pending`` counts rows that were not reached. ``stopped`` says who asked it to end early, and why.
     """
 
     done: int
@@ -51,12 +51,13 @@ class Summary:
     pending: int
     seconds: float
     interrupted: bool = False
+    stopped: str | None = None
     subsets_without_class: list[int] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether every row of the store is complete."""
-        return not self.failed and not self.pending
+        """Whether every row is complete, or all that were wanted: it was asked to stop and none failed."""
+        return not self.failed and (not self.pending or self.stopped is not None)
 
     def to_dict(self) -> dict[str, Any]:
         rate = self.done / self.seconds if self.seconds > 0 else None
@@ -153,6 +154,7 @@ class _Campaign:
         self.running: set[int] = set()
         self.done = self.there = 0
         self.hopeless = False
+        self.stopped: str | None = None
         self.seconds_per_row: float | None = None
         self.next_beat = 0.0
         self.bar = Progress("training", len(done), show=progress, done=int(done.sum()))
@@ -214,6 +216,8 @@ class _Campaign:
                 continue
             if len(self.failed) >= _HOPELESS and not self.done:
                 self.hopeless = True
+                return
+            if self.stopped is not None:
                 return
             finished, failed = self.done + self.there, len(self.failed)
             for outcome in self.executor.poll(_TICK):
@@ -281,6 +285,7 @@ class _Campaign:
             return
         self.next_beat = now + _HEARTBEAT
         self.known_done = self.store.completed()
+        self.stopped = self.store.asked_to_stop(self.name)
         rate = self.bar.rate or 0.0
         beat = {"name": self.name, "updated": time.time(), "rows_per_second": rate, "running": running}
         self.store.heartbeat(self.name, {**beat, "task": self.task})
@@ -306,6 +311,7 @@ class _Campaign:
             pending=max(0, missing - len(self.failed)),
             seconds=self.bar.seconds,
             interrupted=interrupted,
+            stopped=self.stopped,
             subsets_without_class=lacking,
         )
 
@@ -317,6 +323,8 @@ class _Campaign:
             text += f", {len(summary.failed)} failed (logs in {Path(self.store.path) / 'failures'})"
         if self.hopeless:
             text += f"; stopped, since the first {len(summary.failed)} rows all failed"
+        if summary.stopped:
+            text += f"; asked to stop ({summary.stopped}), {summary.pending} not reached"
         if summary.interrupted:
             text += f", {summary.pending} not reached; run it again to go on"
         note(text)
