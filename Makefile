@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow lint format bench bench-regression bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,16 @@ format: $(VENV)/dev.stamp  ## Format the code
 
 bench: install  ## Measure speed; see benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/spine.py
+
+$(VENV)/bench.stamp: $(VENV)/installed.stamp
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+bench-regression: $(VENV)/bench.stamp  ## Measure the regression against its peers and its floor
+	$(BIN)/python benchmarks/regression.py
+
+bench-scale: install  ## One fit of 50,000 examples, 100,000 models, 1,000 targets
+	$(BIN)/python benchmarks/scale.py
 
 clean:  ## Remove what was built; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -129,6 +129,19 @@ def test_a_working_set_finds_what_the_first_correlations_hide() -> None:
     assert raw[1, 0] < -1.1
 
 
+def test_a_path_walked_in_stretches_is_as_good_at_every_step() -> None:
+    p = plant(2000, 400, 4, noise=1.0, nonzero=15)
+    total = statistics_of(p)
+    problem = Standardised.of(total)
+    lams = lambda_grid(lambda_max(total), 40, 1e-2)
+    weights, gaps = solve_path(total, lams, tol=1e-6, certify=False)
+    assert np.isnan(gaps).mean() > 0.3
+    assert np.nanmax(gaps) <= 1.001e-6
+    for i in range(40):
+        gap = relative_gap(problem.gram, problem.q, problem.y_var, weights[:, i], lams[:, i])
+        assert gap.max() <= 3e-6
+
+
 class TestPenaltyFactors:
     def test_ones_change_nothing(self) -> None:
         p = plant(150, 30, 3, noise=0.4)

@@ -25,6 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from datamodels.regression.bits import popcount
+from datamodels.regression.solver_types import Found
 
 _SWEEPS_PER_CHECK = 5
 _NEAR = 0.9  # features whose correlation is above this share of the next λ are taken in before they enter
@@ -37,92 +38,6 @@ _COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy
 _INNER: dict[str, Any] = {**_COMPILED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _inner = njit(**_INNER)
 _fast = njit(**_INNER, fastmath=True)
-
-
-class Counts(NamedTuple):
-    """Where counts come from: matrices, or the rows themselves as bit-packed columns.
-
-    Parts are numbered: 0 .. S-1 the rows fitted by each split, S .. 2S-1 those it holds out, 2S all.
-
-    Attributes
-    ----------
-    matrices
-        (1 + S, n, n) as in `SplitStatistics.counts`; (0, 0, 0) when there are columns.
-    folds
-        Whether the first matrix counts all rows (and a split fits those without its own), and not only
-        those that no split holds out.
-    columns
-        (n, words) uint64 bits of all rows; (0, 0) when there are matrices.
-    keep
-        (2S + 1, words) the rows of each part.
-    """
-
-    matrices: NDArray[np.unsignedinteger]
-    folds: bool
-    columns: NDArray[np.uint64]
-    keep: NDArray[np.uint64]
-
-
-class Fits(NamedTuple):
-    """What a target's fits share with those of other targets. F = S + 1, the whole last.
-
-    rows (F,); mean, inverse_scale (F, n) of the columns; centre (F, n), the mean or 0 without intercept;
-    held_rows (S,); held_sum_x (S, n) counts on the held-out rows.
-    """
-
-    rows: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    centre: NDArray[np.float64]
-    inverse_scale: NDArray[np.float64]
-    held_rows: NDArray[np.float64]
-    held_sum_x: NDArray[np.float64]
-
-
-class Target(NamedTuple):
-    """One target: xty (F, n), y_mean and y_var (F,) per fit; xty (S, n), sum and sum of squares (S,) on held-out
-    rows; its λ (K,) descending, and its penalty factors (n,)."""
-
-    xty: NDArray[np.float64]
-    y_mean: NDArray[np.float64]
-    y_var: NDArray[np.float64]
-    held_xty: NDArray[np.float64]
-    held_sum_y: NDArray[np.float64]
-    held_yty: NDArray[np.float64]
-    lams: NDArray[np.float64]
-    penalty: NDArray[np.float64]
-
-
-class Rules(NamedTuple):
-    """``l1_ratio`` ρ; tolerances of the path and of the result; sweeps per λ; when the path ends (see
-    `path`); whether every solution of the path is kept and certified; whether the result is refitted on all rows."""
-
-    l1_ratio: float
-    path_tol: float
-    tol: float
-    max_sweeps: int
-    stop_below: float
-    stop_above: float
-    saturated: float
-    keep_path: bool
-    refit: bool
-
-
-class Found(NamedTuple):
-    """errors (K,), the mean squared held-out error, NaN where the path was not walked, and n_nonzero (K,), -1
-    there; index of the chosen λ; the result as features (k,), standardised weights (k,) and raw weights
-    (k,), the constant b relative to the shift of the outputs, and its relative gap on all features; the
-    path (K, n) in standardised weights and its gaps (K,), when asked for."""
-
-    errors: NDArray[np.float64]
-    n_nonzero: NDArray[np.int64]
-    chosen: int
-    features: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    raw: NDArray[np.float64]
-    constant: float
-    gap: float
-    path: NDArray[np.float64]
-    path_gaps: NDArray[np.float64]
 
 
 @_inner
@@ -656,7 +571,7 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
     i, chosen, best_b = 0, 0, b.copy()
     while i < len(lams):
         strengths = _strengths(c, target.penalty)
-        last = i + 1 if rules.keep_path else _next_stretch(strengths, state.member, lams, i, size, rules.l1_ratio)
+        last = i + 1 if rules.certify_path else _next_stretch(strengths, state.member, lams, i, size, rules.l1_ratio)
         near = _at_least(strengths, _NEAR * rules.l1_ratio * lams[last - 1])
         state, size = _take_in(source, splits, parts, state, size, near)
         for f in range(count):
@@ -682,6 +597,9 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
                 if splits:
                     error += _held_out_error(fits, f, target, state.features, local, state.table[splits + f], b[f])
             n_nonzero[k] = _count_nonzero(state.w[0], size)
+            if rules.keep_path:
+                for slot in range(size):
+                    path[k, state.features[slot]] = state.w[0, slot]
             if splits:
                 errors[k] = error / total
                 if k == 0 or errors[k] < errors[chosen]:
@@ -707,8 +625,6 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
                 errors[k], n_nonzero[k] = np.nan, -1
             continue
         if rules.keep_path:
-            for slot in range(size):
-                path[at, state.features[slot]] = state.w[0, slot]
             path_gaps[at] = gap
         i = at + 1
         if turned:
@@ -725,7 +641,7 @@ def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-d
     splits, n, lams = len(fits.rows) - 1, len(target.penalty), target.lams
     errors, n_nonzero = np.full(len(lams), np.nan), np.full(len(lams), -1)
     path = np.zeros((len(lams) if rules.keep_path else 0, n))
-    path_gaps = np.zeros(len(path))
+    path_gaps = np.full(len(path), np.nan)
     walked, size, chosen = _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps)
     lam, part = lams[chosen], np.array([2 * splits])
     state = _State(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
 from datamodels.regression.spectral import Spectrum, chosen_fit, held_out_errors, ridge_grid
-from datamodels.regression.statistics import SplitStatistics, Statistics
+from datamodels.regression.statistics import SplitStatistics, Statistics, expected_dtype
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -144,8 +144,9 @@ class _PathEstimator(_Selected):
         return self._solution(fit_path(data, penalty=penalty, progress=progress, **self._settings()), data.n_train)
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
-        pieces = 1 + (self.folds or 1) * (1 if self.folds is None else 2)
-        return pieces * problem.n_train**2 * (2 if problem.n_rows < 1 << 16 else 4) > memory
+        first = next(replace(problem, targets=problem.targets[:0]).chunks())[0]
+        tables = 2 if self.folds is None else 2 * self.folds + 1  # folds need the table of all rows beside their own
+        return tables * problem.n_train**2 * expected_dtype(first, problem.n_rows).itemsize > memory
 
     def solve_rows(
         self,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodels.regression import statistics
 from datamodels.regression.bits import cross_counts
-from datamodels.regression.coordinate import Counts, Fits, Target
+from datamodels.regression.solver_types import Counts, Fits, Target
 from datamodels.regression.statistics import SplitStatistics, Statistics
 
 _NO_COLUMNS = np.zeros((0, 0), dtype=np.uint64)

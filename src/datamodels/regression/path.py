@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from datamodels.regression.active_set import finish
 from datamodels.regression.certificate import gap_of
-from datamodels.regression.coordinate import Counts, Fits, Found, Rules, Target, fit_target
+from datamodels.regression.coordinate import fit_target
 from datamodels.regression.moments import Moments, correlations, covariances, default_tolerance
+from datamodels.regression.solver_types import Counts, Fits, Found, Rules, Target
 from datamodels.regression.statistics import SplitStatistics, Statistics
 from datamodels.regression.threads import spread
 
@@ -27,7 +28,7 @@ _PATH_TOL = 1e-4
 # The validation error has turned when λ is below this share of its best value, and the error has risen by
 # so many of its standard errors: those of a difference between two predictions of the same rows.
 _STOP_BELOW = 0.7
-_STOP_ABOVE = 3.0
+_STOP_ABOVE = 2.0
 # A path with nonzeros for most of the rows nears interpolation, where each further λ costs most of all.
 _SATURATED = 0.8
 
@@ -123,10 +124,15 @@ def solve_path(
     tol: float | None = None,
     intercept: bool = True,
     penalty: NDArray[np.float64] | None = None,
+    certify: bool = True,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Every solution of the path, each certified: lams (n_targets, K) descending -> standardised weights
-    (n_targets, K, n) and relative gaps (n_targets, K)."""
-    found = _solve(total, lams, None, l1_ratio, tol, intercept, penalty, keep_path=True)
+    """Every solution of the path: lams (n_targets, K) descending -> standardised weights (n_targets, K, n) and
+    relative gaps (n_targets, K).
+
+    Each is certified on all features, or without ``certify`` only the last of each stretch that is walked in one
+    working set, as `fit_path` does it; the others then have gap NaN.
+    """
+    found = _solve(total, lams, None, l1_ratio, tol, intercept, penalty, keep_path=True, certify=certify)
     return np.stack([one.path for one in found]), np.stack([one.path_gaps for one in found])
 
 
@@ -165,11 +171,12 @@ def _solve(
     penalty: NDArray[np.float64] | None,
     *,
     keep_path: bool,
+    certify: bool = False,
 ) -> list[Found]:
     moments = Moments.of(SplitStatistics.join([total]), intercept=intercept)
     tol = default_tolerance(total.n_train) if tol is None else tol
     sweeps = _MAX_PATH_SWEEPS if keep_path else _MAX_SWEEPS
-    rules = Rules(l1_ratio, _PATH_TOL, tol, sweeps, 0.0, 0.0, np.inf, keep_path, not keep_path)
+    rules = Rules(l1_ratio, _PATH_TOL, tol, sweeps, 0.0, 0.0, np.inf, keep_path, certify, not keep_path)
     start = np.zeros((total.n_targets, total.n_train)) if start is None else start
     out = []
     for part in _batches(total.n_targets):
@@ -218,7 +225,7 @@ def path_rules(fitted_rows: int, l1_ratio: float, tol: float) -> Rules:
     """The rules of a path that is fitted on so many rows, and ends when the error on the others has turned."""
     saturated = _SATURATED * fitted_rows
     # The difference of squared errors is (change of the prediction) x 2 x residual, up to a square.
-    return Rules(l1_ratio, _PATH_TOL, tol, _MAX_SWEEPS, _STOP_BELOW, 2 * _STOP_ABOVE, saturated, False, True)
+    return Rules(l1_ratio, _PATH_TOL, tol, _MAX_SWEEPS, _STOP_BELOW, 2 * _STOP_ABOVE, saturated, False, False, True)
 
 
 def _solve_all(

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import RequestError
-from datamodels.regression.coordinate import Counts, Fits, Found, Target
 from datamodels.regression.moments import batch_penalty, default_tolerance, fitted_sums, make_fits, make_target
 from datamodels.regression.path import PathFit, lambda_grid, lambda_max_of, path_rules, solve_one
 from datamodels.regression.rows import PackedRows
+from datamodels.regression.solver_types import Counts, Fits, Found, Target
 from datamodels.regression.statistics import near_mean
 from datamodels.regression.threads import spread
 

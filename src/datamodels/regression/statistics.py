@@ -186,6 +186,19 @@ def count_dtype(largest: float) -> np.dtype[Any]:
     return np.dtype(np.uint16 if largest < 1 << 16 else np.uint32 if largest < 1 << 32 else np.uint64)
 
 
+def expected_dtype(x: NDArray[np.bool_], rows: int) -> np.dtype[Any]:
+    """The integers that will hold the counts of so many rows, judged by the first masks x (k, n_train).
+
+    Columns that are in more rows than they should by chance are expected to stay so. A wrong guess costs a copy.
+    """
+    if rows < 1 << 16:
+        return count_dtype(rows)
+    share = x.mean(axis=0)
+    chance = share.mean() * (1 - share.mean()) / len(x)
+    uneven = np.sqrt(max(float(share.var()) - float(chance), 0.0))
+    return count_dtype(rows * min(1.0, float(share.mean()) + 4 * uneven) + 8 * np.sqrt(rows))
+
+
 class Accumulator:
     """Adds rows to statistics, and multiplies masks only when many have come together."""
 
@@ -256,9 +269,8 @@ class SplitStatistics:
         for x, y in ahead(problem.chunks()):
             if not parts:
                 shift = near_mean(y)
-                largest = problem.n_rows * min(1.0, float(x.mean(axis=0).max()) * 1.05)
                 shape = (len(splits) + 1, problem.n_train, problem.n_train)
-                counts = np.zeros(shape, dtype=count_dtype(largest if problem.n_rows >= 1 << 16 else 0))
+                counts = np.zeros(shape, dtype=expected_dtype(x, problem.n_rows))
                 parts = [Accumulator(Statistics.empty(problem.n_train, shift, gram)) for gram in counts]
             numbers = part_of[position : position + len(x)]
             for number in np.unique(numbers):
