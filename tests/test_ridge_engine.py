@@ -12,6 +12,7 @@ from datamodels.design import Design
 from datamodels.errors import ConstantColumnWarning, RequestError
 from datamodels.regression import krylov
 from datamodels.regression.estimators import Ridge
+from datamodels.regression.fit import fit_problem
 from datamodels.regression.kernel import BitRows, Kernel, kernel_errors, leave_one_out, ridge_kernel
 from datamodels.regression.problem import Problem, Source
 from datamodels.regression.solution import Solution
@@ -255,7 +256,9 @@ class TestOutOfMask:
         p.masks[:, 1] = p.masks[:, 0]
         problem = Problem.build(masks=p.masks, outputs=p.outputs, targets_are_train=True)
         with pytest.warns(ConstantColumnWarning, match="2 targets .the first is train example 0"):
-            found = ridge_out_of_mask(problem, Ridge())
+            fit_problem(problem, Ridge(), progress=False)
+        found = ridge_out_of_mask(problem, Ridge())
+        assert found.facts["n_constant"].tolist() == [2, 2] + [1] * 18
         assert found.weights[1, 0] == found.weights[0, 1] == 0
         assert np.isfinite(found.weights).all()
 

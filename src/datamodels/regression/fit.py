@@ -197,7 +197,10 @@ def _fit_out_of_mask(
         solution = estimator.solve_rows(problem, own_rows=True, penalty=penalty, progress=bar.advance)
         if solution is None:
             solution = _one_by_one(problem, estimator, bar.advance)
-    _warn_apart(problem, solution, [str(item.message) for item in said])
+    for item in said:
+        if not issubclass(item.category, ConvergenceWarning):
+            warnings.warn(item.message, stacklevel=3)
+    _warn_apart(problem, solution, [str(i.message) for i in said if issubclass(i.category, ConvergenceWarning)])
     return solution
 
 

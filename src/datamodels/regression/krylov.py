@@ -8,7 +8,6 @@ whole grid.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.errors import ConstantColumnWarning, RequestError
+from datamodels.errors import RequestError
 from datamodels.regression.bidiagonal import CHECK, EIGENVALUE_TOL, Runs
 from datamodels.regression.kernel import ridge_kernel
 from datamodels.regression.own_rows import Batch, Bool, Float, Index, Masks, Systems
@@ -76,7 +75,8 @@ def ridge_out_of_mask(
     Returns
     -------
     Solution
-        Raw weights (n_train, n_targets), bias, the facts of `Ridge`, and per target ``residual``,
+        Raw weights (n_train, n_targets), bias, the facts of `Ridge`, and per target ``n_constant`` (columns that
+        are in all of its rows or in none, its own among them), ``residual``,
         ``steps`` (0 when decomposed) and, with held-out rows, ``path_residual`` (n_targets, K): the
         relative residual behind each held-out error, the largest over splits.
 
@@ -92,25 +92,21 @@ def ridge_out_of_mask(
     single = tol >= _FLOAT32_TOL
     steps, size = _batch_size(problem, masks, splits, budget - masks.nbytes, 4 if single else 8)
     how = _How(splits, n_lambdas, intercept, tol, steps, whole_path, np.float32 if single else np.float64)
-    parts, lacking = [], []
+    parts, never = [], []
     for start in range(0, problem.n_targets, size):
         batch = Batch.of(problem, masks, np.arange(start, min(start + size, problem.n_targets)))
         part, constant = _fit_batch(batch, masks, how)
         parts.append(part)
-        lacking += batch.columns[constant > 1].tolist()  # its own column is constant by construction
+        never.append(constant)
         if progress:
             progress(len(batch.columns))
-    if lacking:
-        warnings.warn(
-            f"among the models that did not see a target, other training examples are in all subsets or in none, for "
-            f"{len(lacking)} targets (the first is train example {lacking[0]}): their weights are 0 there",
-            ConstantColumnWarning,
-            stacklevel=3,
-        )
     return Solution(
         np.concatenate([part.weights for part in parts], axis=1),
         np.concatenate([part.bias for part in parts]),
-        {name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
+        {
+            "n_constant": np.concatenate(never),
+            **{name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
+        },
     )
 
 

@@ -266,7 +266,9 @@ class Problem:
         RequestError
             when masks hold something else than 0 and 1, or outputs hold NaN or inf.
         """
-        size = chunk_rows or max(64, min(8192, CHUNK_BYTES // max(1, self.n_train * 4 + self.n_targets * 8)))
+        products = 8 * self.n_train * self.n_targets  # are read and written once per chunk: it may take half as much
+        room = max(CHUNK_BYTES, products // 2)
+        size = chunk_rows or max(64, min(8192, room // max(1, self.n_train * 4 + self.n_targets * 8)))
         for source in self.sources:
             for start in range(0, len(source.rows), size):
                 rows = source.rows[start : start + size]
