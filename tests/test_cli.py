@@ -176,6 +176,30 @@ def test_a_task_that_cannot_be_imported_is_status_2(folder: Path, capsys: pytest
     assert "cannot import" in in_process(capsys, "train", "st", "--task", "nothing:main", status=2)
 
 
+def test_fits_that_follow_and_selections_in_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fixed").touch()
+    in_process(capsys, "init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10", "--kind", "bernoulli")
+    in_process(capsys, "train", "st", "--task", "task:main", "--executor", "inline")
+    followed = in_process(capsys, "fit", "st", "--watch", "--out", "a.h5ad")
+    assert followed["ended"] == "all rows are complete"
+    assert followed["looks"][-1]["models"] + followed["looks"][-1]["n_models"] == 120
+    assert Attribution.load("a.h5ad").n_train == 10
+    assert "--watch follows one store" in in_process(capsys, "fit", "st", "--reach", "0.5", "--out", "b.h5ad", status=2)
+    assert "with --rows" in in_process(capsys, "fit", "st", "--watch", "--rows", "0:50", "--out", "b.h5ad", status=2)
+    np.save("p.npy", np.where(np.arange(10) < 3, np.inf, 1.0))
+    in_process(capsys, "fit", "st", "--penalty", "p.npy", "--memory", "1MB", "--out", "p.h5ad")
+    assert not Attribution.load("p.h5ad").weights[:3].any()
+    assert "text like 500MB" in in_process(capsys, "fit", "st", "--memory", "much", "--out", "b.h5ad", status=2)
+    chosen = in_process(capsys, "select", "st", "--fdr", "0.3", "--out", "s.h5ad")
+    assert chosen["exact"]
+    assert chosen["n_targets"] == 3
+    in_process(capsys, "fit", "st", "--out", "l.h5ad")
+    sure = in_process(capsys, "intervals", "l.h5ad", "st", "--out", "i.h5ad")
+    assert sure["share_excluding_0"] > 0.5
+    often = in_process(capsys, "stability", "st", "--halves", "4", "--out", "t.h5ad")
+    assert often["halves"] == 4
+
+
 def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
     assert "Traceback" not in run("status", "nowhere", cwd=folder, status=2).stderr
     assert "Traceback" in run("status", "nowhere", "--debug", cwd=folder, status=2).stderr
@@ -185,7 +209,7 @@ def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str])
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names == {
         "init", "train", "status", "verify", "extend", "merge", "fit", "evaluate", "curve", "neighbours", "subgroups",
-        "report", "demo",
+        "report", "demo", "select", "stability", "intervals",
     }  # fmt: skip
     for name in names:
         with pytest.raises(SystemExit) as ended:

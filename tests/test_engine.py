@@ -183,6 +183,40 @@ class TestPenaltyFactors:
         below = solve_at(total, 0.99 * largest, penalty=factors)[0]
         assert (np.count_nonzero(below, axis=1) == [3, 1]).all()
 
+    @pytest.mark.parametrize("estimator", [Lasso(), Lasso(folds=4), ElasticNet(l1_ratio=0.7)])
+    @pytest.mark.parametrize("how", ["0.6GB", 1])
+    def test_chosen_fits_with_unpenalised_examples_equal_the_reference(self, estimator: Lasso, how: int | str) -> None:
+        """The refit on all rows begins where a fit of fewer rows ended: what is unpenalised has to move too."""
+        rng = np.random.default_rng(0)
+        masks = rng.random((200, 30)) < 0.5
+        effects = rng.normal(size=(30, 12)) * (rng.random((30, 12)) < 0.2)
+        outputs = 5 * masks[:, :1] + masks @ effects + rng.normal(size=(200, 12))
+        factors = np.ones(30)
+        factors[[0, 7]] = 0.0
+        options = {"masks": masks, "outputs": outputs, "estimator": estimator, "memory": how, "progress": False}
+        a = fit(penalty_factors=factors, **options)  # type: ignore[arg-type]
+        ratio = getattr(estimator, "l1_ratio", 1.0)
+        assert a.target_facts["gap"].max() <= 1e-8
+        for k in range(12):
+            expected, bias = elastic_net(masks, outputs[:, k], a.target_facts["lam"][k], ratio, penalty=factors)
+            np.testing.assert_allclose(a.weights[:, k], expected, atol=2e-4)
+            assert a.bias[k] == pytest.approx(bias, abs=1e-3)
+
+    def test_a_gap_is_not_known_where_the_unpenalised_are_not_settled(self) -> None:
+        p = plant(120, 10, 1, noise=0.3)
+        problem = Standardised.of(statistics_of(p))
+        factors = np.where(np.arange(10) == 2, 0.0, 1.0)
+        gap = relative_gap(problem.gram, problem.q, problem.y_var, np.zeros((1, 10)), 0.1, 1.0, factors)
+        assert gap[0] == np.inf
+
+    def test_many_unpenalised_examples_are_solved_too(self) -> None:
+        p = plant(116, 140, 2, noise=0.5)
+        factors = np.where(np.arange(140) < 100, 0.0, 1.0)
+        a = fit(
+            masks=p.masks, outputs=p.outputs, estimator=Lasso(n_lambdas=10), penalty_factors=factors, progress=False
+        )
+        assert a.target_facts["gap"].max() <= 1e-8
+
     def test_factors_scale_as_columns_do(self) -> None:
         """One small factor lets its feature in before all others."""
         p = plant(200, 20, 1, noise=1.0)
@@ -263,7 +297,7 @@ def test_out_of_mask_paths_are_those_of_the_rows_alone(
     masks = design.masks()
     rng = np.random.default_rng(0)
     outputs = masks @ (rng.normal(size=(n, n)) * (rng.random((n, n)) < 0.15)) + 0.3 * rng.normal(size=(m, n)) + 7
-    monkeypatch.setattr(row_path, "_BATCH_BYTES", 16 * m * 7)  # batches of seven targets
+    monkeypatch.setattr(row_path, "_BATCH_BYTES", 16 * (m + n) * 7)  # batches of seven targets
     a = fit(masks=masks, outputs=outputs, estimator=estimator, targets_are_train=True, progress=False)
     assert a.target_facts["gap"].max() <= 1e-8
     for j in range(0, n, 9):
@@ -316,6 +350,31 @@ def peak_of(action: Callable[[], object]) -> int:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
+
+
+@pytest.mark.parametrize("memory_", [None, 1])
+def test_float32_products_lose_nothing_that_matters(monkeypatch: pytest.MonkeyPatch, memory_: int | None) -> None:
+    from datamodels.regression import statistics
+
+    p = plant(900, 120, 4, noise=0.5)
+    options = {"masks": p.masks, "outputs": p.outputs + 50, "memory": memory_, "progress": False}
+    exact = fit(**options)  # type: ignore[arg-type]
+    monkeypatch.setattr(statistics, "_FLOAT64_PRODUCTS_UP_TO", 10)
+    rough = fit(**options)  # type: ignore[arg-type]
+    assert not np.array_equal(rough.weights, exact.weights)
+    np.testing.assert_allclose(rough.weights, exact.weights, atol=2e-5)
+    assert rough.target_facts["gap"].max() <= 1e-8
+
+
+def test_parts_of_one_block_are_told_from_others() -> None:
+    """Statistics of held-out rows alone are not those of the rest, though they lie in one block."""
+    p = plant(300, 20, 2, noise=0.5)
+    held_out = np.arange(300) % 3 == 0
+    data = SplitStatistics.of(Problem.build(masks=p.masks, outputs=p.outputs), [held_out])
+    assert data.counts.base is None
+    alone = Statistics.of(Problem.build(masks=p.masks[held_out], outputs=p.outputs[held_out]))
+    lam = 0.1 * lambda_max(alone)
+    np.testing.assert_allclose(solve_at(data.held_out[0], lam)[0], solve_at(alone, lam)[0], atol=1e-6)
 
 
 def test_memory_does_not_grow_with_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,23 +88,96 @@ def test_a_campaign_is_stopped_when_the_wanted_lds_is_reached(tmp_path: Path) ->
     assert int(store.completed().sum()) == summary.done
 
 
+def beat(store: Store, name: str) -> None:
+    store.heartbeat(name, {"name": name, "updated": time.time() + 60, "rows_per_second": 1.0, "running": True})
+
+
 def test_a_campaign_is_stopped_when_more_rows_are_not_worth_it(tmp_path: Path) -> None:
     store = new_store(tmp_path / "a", 3000)
-    fill(store, range(1500))
-    store.heartbeat("c", {"name": "c", "updated": time.time() + 60, "rows_per_second": 1.0, "running": True})
+    fill(store, range(300))
+    beat(store, "c")
 
     def more(look: Look) -> None:
         done = int(store.completed().sum())
-        fill(store, range(done, done + 60))
+        if done < 2400:
+            fill(store, range(done, min(2 * done, 2400)))
 
-    result = watch(store, worth=0.5, growth=1.01, on_look=more)
-    assert len(result.looks) == 3
-    assert "are expected to raise the LDS by" in result.ended
+    result = watch(store, worth=0.05, growth=1.01, on_look=more)
+    assert "would raise the LDS by" in result.ended
     assert store.asked_to_stop("c") == result.ended
-    look = result.looks[-1]
+    first, look = result.looks[0], result.looks[-1]
+    assert look.n_models >= 4 * first.n_models
     assert look.expected is not None
     assert look.limit is not None
+    assert look.gain is not None
+    assert look.gain[1] < 0.05
     assert look.score.lds - 0.05 < look.expected <= look.limit + 1e-9
+
+
+def test_early_looks_do_not_end_a_campaign(tmp_path: Path) -> None:
+    """Many weak influences: the LDS of few models says nothing about that of many."""
+    effects = np.random.default_rng(0).normal(size=(150, 6))
+    design = Design(n_train=150, alpha=0.5, n_models=2000, seed=1)
+    store = Store.create(tmp_path / "a", schema={"margins": {"shape": (6,), "dtype": "float64"}}, design=design)
+    masks, noise = design.masks(), np.random.default_rng(1).normal(size=(2000, 6)) * 6
+    outputs = masks @ effects + noise
+
+    def more(look: Look | None = None) -> None:
+        done = int(store.completed().sum())
+        rows = np.arange(done, min(2000, max(150, int(1.35 * done))))
+        if len(rows):
+            store.write_rows(rows, {"margins": outputs[rows]})
+
+    more()
+    beat(store, "c")
+    result = watch(store, worth=0.02, growth=1.05, on_look=more)
+    assert result.looks[-1].score.lds > 0.35
+    assert result.looks[-1].n_models > 1000
+
+
+def test_nobody_is_asked_to_stop_without_a_wish(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "a")
+    fill(store, range(200))
+
+    def late(look: Look) -> None:
+        store.heartbeat("late", {"name": "late", "updated": time.time() - 12, "rows_per_second": 1.0, "running": True})
+
+    assert watch(store, patience=0.2, on_look=late).ended == "no campaign is running"
+    assert store.asked_to_stop("late") is None
+
+
+def test_rows_that_come_without_heartbeats_are_waited_for(tmp_path: Path) -> None:
+    """Classic workers leave no heartbeat."""
+    store = new_store(tmp_path / "a", 300)
+    fill(store, range(100))
+    writer = Store.open(tmp_path / "a")
+
+    def write() -> None:
+        for start in range(100, 300, 20):
+            time.sleep(0.3)
+            fill(writer, range(start, start + 20))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    result = watch(store, patience=2.0)
+    thread.join()
+    assert result.ended == "all rows are complete"
+
+
+def test_rows_that_are_written_anew_count_once_and_as_they_are_now(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "a")
+    fill(store, range(200))
+
+    def change(look: Look) -> None:
+        if not store.completed()[399]:
+            rows = np.arange(100)
+            store.write_rows(rows, {"margins": np.ones((100, N_TARGETS))}, overwrite=True)
+            fill(store, range(200, 400))
+
+    changed = watch(store, on_look=change, patience=30.0)
+    afresh = watch(store)
+    assert len(changed.looks) == 2
+    np.testing.assert_allclose(changed.attribution.weights, afresh.attribution.weights, atol=1e-6)
 
 
 def test_a_store_that_nobody_fills_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def fit(
     worth: Annotated[
         float | None, typer.Option(help="With --watch: stop it when the missing rows would raise the LDS by less.")
     ] = None,
+    patience: Annotated[
+        float, typer.Option(help="With --watch: seconds without a campaign or a new row before it ends.")
+    ] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Fit datamodels from stores, or from the arrays of masks and outputs.
@@ -103,7 +106,7 @@ def fit(
                 "--watch follows one store, with --reach and --worth if you like"
                 + (f"; it does not go with {wrong[0]}" if wrong else "")
             )
-        _watch((stores or [])[0], chosen, out, reach, worth, masks_key, outputs_key, as_json)
+        _watch((stores or [])[0], chosen, out, reach, worth, patience, masks_key, outputs_key, as_json)
         return
     attribution = run(
         stores or None,
@@ -143,6 +146,7 @@ def _watch(
     out: Path,
     reach: float | None,
     worth: float | None,
+    patience: float,
     masks_key: str,
     outputs_key: str,
     as_json: bool,

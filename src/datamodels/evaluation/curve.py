@@ -52,6 +52,21 @@ class Curve:
         parameters = extrapolate(self.sizes, self.lds)
         return None if parameters is None else float((parameters[0] + parameters[1] / n_models) ** -0.5)
 
+    def gain_interval(self, n_models: float) -> tuple[float, float] | None:
+        """Bootstrap interval of how much the LDS would still rise from the last size to `n_models`; None when
+        fewer than two sizes say anything."""
+        draws = np.stack([score.bootstrap for score in self.scores], axis=1)
+        gains = []
+        for draw in draws:
+            parameters = extrapolate(self.sizes, draw)
+            if parameters is not None:
+                gains.append((parameters[0] + parameters[1] / n_models) ** -0.5 - draw[-1])
+        if not gains:
+            return None
+        tail = (1 - self.scores[0].confidence) / 2
+        low, high = np.quantile(gains, [tail, 1 - tail])
+        return float(low), float(high)
+
     def models_for(self, wanted: float) -> float | None:
         """Estimated number of models at which the LDS reaches `wanted`; None when it never would."""
         return _models_for(extrapolate(self.sizes, self.lds), wanted)

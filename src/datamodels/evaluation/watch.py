@@ -26,6 +26,7 @@ from datamodels.store import Store
 _FEWEST_TESTS = 10
 _FEWEST_ROWS = 20
 _BEAT_IS_OLD = 15.0
+_SPAN = 4  # how far looks must reach, as a factor in models, before an extrapolation may end a campaign
 _TICK = 0.5
 
 
@@ -33,17 +34,19 @@ _TICK = 0.5
 class Look:
     """One refit: models fitted, their score on held-out models, and what is expected of the whole campaign.
 
-    ``expected`` is the LDS when all rows are complete and ``limit`` that of unlimited rows, both by the
-    extrapolation of `Curve`; None while there are fewer than two looks.
+    ``expected`` is the LDS when all rows are complete, ``limit`` that of unlimited rows, and ``gain`` the interval of
+    what the missing rows will add, all by the extrapolation of `Curve`; None while fewer than two looks say anything.
     """
 
     n_models: int
     score: LDS
     expected: float | None
     limit: float | None
+    gain: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"models": self.n_models, **self.score.to_dict(), "expected": self.expected, "limit": self.limit}
+        rest = {"expected": self.expected, "limit": self.limit, "gain": None if self.gain is None else list(self.gain)}
+        return {"models": self.n_models, **self.score.to_dict(), **rest}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +82,17 @@ def watch(
     estimator
         As in `datamodels.fit`.
     reach
-        Stop the campaign when the lower end of the LDS interval is at least this.
+        Stop the campaign when the lower end of the LDS interval is at least this (at any look, so the chance to
+        stop a little early is larger than that of one interval).
     worth
-        Stop the campaign when all rows that are still missing are expected to raise the LDS by less than this.
+        Stop the campaign when all rows that are still missing will raise the LDS by less than this, by the upper end
+        of the interval of the extrapolation, and fits of four times as many models as the first have been seen.
     growth
         Refit when the rows have grown by this factor.
     held_out, seed
         Share of the design units of the whole campaign that is judged on and never fitted, drawn by seed.
     patience
-        Seconds without a living campaign after which an incomplete store is taken as it is.
+        Seconds without a living campaign or a new row after which an incomplete store is taken as it is.
     on_look
         Called after each refit.
 
@@ -105,11 +110,11 @@ def watch(
         raise RequestError(f"growth is {growth}; it must be above 1, for example 1.25")
     rows = _Rows(store, resolve(estimator), held_out, seed, masks_key, outputs_key)
     looks: list[Look] = []
-    alive, ended = time.monotonic(), None
+    alive, before, ended, enough = time.monotonic(), 0, None, False
     while ended is None:
-        running = _running(store)
-        if running:
-            alive = time.monotonic()
+        done = int(store.completed().sum())
+        if done > before or _running(store):
+            alive, before = time.monotonic(), done
         last = rows.complete or time.monotonic() - alive > patience
         if rows.worth_a_look(looks[-1].n_models if looks else 0, growth, last):
             attribution, result = rows.fit(draws)
@@ -120,10 +125,10 @@ def watch(
             raise RequestError(
                 f"{int(store.completed().sum())} rows are complete and no campaign is running: too few to fit and to judge"
             )
-        ended = _reason(looks, reach, worth, last, rows.complete)
+        ended, enough = _reason(looks, reach, worth, last, rows.complete)
         if ended is None:
             time.sleep(_TICK)
-    if not rows.complete:
+    if enough and not rows.complete:
         for name in _running(store):
             store.ask_to_stop(name, ended)
     return Watched(attribution, tuple(looks), ended)
@@ -139,22 +144,23 @@ def _running(store: Store) -> list[str]:
 def _look(looks: list[Look], n_models: int, result: LDS, planned: int) -> Look:
     sizes = np.array([look.n_models for look in looks] + [n_models])
     curve = Curve(sizes, tuple([look.score for look in looks] + [result]))
-    return Look(n_models, result, curve.at(planned), curve.asymptote)
+    return Look(n_models, result, curve.at(planned), curve.asymptote, curve.gain_interval(planned) if looks else None)
 
 
-def _reason(looks: list[Look], reach: float | None, worth: float | None, last: bool, complete: bool) -> str | None:
-    """Why to end now, or None to go on."""
-    if looks:
+def _reason(
+    looks: list[Look], reach: float | None, worth: float | None, last: bool, complete: bool
+) -> tuple[str | None, bool]:
+    """Why to end now, or None to go on; and whether the campaign has done enough."""
+    if looks and not complete:
         look = looks[-1]
         if reach is not None and look.score.lds_ci[0] >= reach:
-            return f"LDS {look.score.lds:.3f} has reached {reach}"
-        if worth is not None and len(looks) > 2 and look.expected is not None:
-            gain = look.expected - look.score.lds
-            if gain < worth and not complete:
-                return f"the missing rows are expected to raise the LDS by {max(gain, 0):.3f} only"
+            return f"LDS {look.score.lds:.3f} has reached {reach}", True
+        seen = look.n_models >= _SPAN * looks[0].n_models
+        if worth is not None and seen and look.gain is not None and look.gain[1] < worth:
+            return f"the missing rows would raise the LDS by {max(look.gain[1], 0):.3f} at most", True
     if last:
-        return "all rows are complete" if complete else "no campaign is running"
-    return None
+        return ("all rows are complete" if complete else "no campaign is running"), False
+    return None, False
 
 
 class _Rows:
@@ -183,6 +189,7 @@ class _Rows:
         self.of_train = store.field(outputs_key).of == "train"
         self.fitted = np.zeros(0, dtype=np.int64)
         self.counted = np.zeros(0, dtype=np.int64)
+        self.sums: NDArray[np.uint32] | None = None
         self.data: SplitStatistics | None = None
 
     @property
@@ -192,11 +199,18 @@ class _Rows:
 
     @property
     def complete(self) -> bool:
-        return bool(self.store.completed().all())
+        return bool(self._done().all())
+
+    def _done(self) -> NDArray[np.bool_]:
+        """Which rows are complete, of those that were planned when watching began."""
+        done = np.zeros(len(self.for_test), dtype=np.bool_)
+        found = self.store.completed()[: len(done)]
+        done[: len(found)] = found
+        return done
 
     def worth_a_look(self, before: int, growth: float, last: bool) -> bool:
         """Whether there are enough new rows, and enough to choose λ and to judge on."""
-        done = self.store.completed()
+        done = self._done()
         now = int((done & ~self.for_test).sum())
         enough = now >= _FEWEST_ROWS and int((done & self.for_test).sum()) >= _FEWEST_TESTS
         enough = enough and all((done & chosen).any() for chosen in self.splits)
@@ -204,7 +218,7 @@ class _Rows:
 
     def fit(self, draws: int) -> tuple[Attribution, LDS]:
         """Fit the rows that are complete by now, and judge on the held-out ones."""
-        done = self.store.completed()
+        done = self._done()
         training = self._problem(done & ~self.for_test)
         rows = training.sources[0].rows
         attribution = self._fit(training, rows)
@@ -216,11 +230,21 @@ class _Rows:
         apart = training.train_columns is not None and self.estimator.out_of_mask
         if apart or self.estimator.prefers_rows(training, bytes_of(None)):
             return fit_problem(training, self.estimator, progress=False)
+        self._forget_what_changed(rows)
         new = ~np.isin(rows, self.counted)
         found = SplitStatistics.of(training.take(new), [chosen[rows[new]] for chosen in self.splits])
         self.data = found if self.data is None else self.data + found
         self.counted = rows
+        sums = self.store.checksums()
+        self.sums = None if sums is None else sums[rows]
         return attribution_of(self.estimator.solve(self.data), training, self.estimator, out_of_mask=False)
+
+    def _forget_what_changed(self, rows: NDArray[np.int64]) -> None:
+        """Begin again when a row that was counted has gone or was written anew."""
+        sums = self.store.checksums()
+        rewritten = sums is not None and self.sums is not None and bool((sums[self.counted] != self.sums).any())
+        if rewritten or not np.isin(self.counted, rows).all():
+            self.data, self.counted = None, np.zeros(0, dtype=np.int64)
 
     def _problem(self, rows: NDArray[np.bool_]) -> Problem:
         source = Source.from_store(self.store, *self.keys).restrict(rows)

@@ -23,7 +23,7 @@ from datamodels.regression.threads import n_threads, spread
 Engine = Literal["popcount", "int8", "float32"]
 _TILE = 48
 _LINE = 8  # words of a cache line: columns start at multiples of it
-_MEASURE_ABOVE = 2e13  # pairs of bits, about half a minute of the slowest engine
+_MEASURE_ABOVE = 5e12  # pairs of bits that a process has multiplied: seconds of work
 _UNPACK_ROWS = 4096
 
 
@@ -147,6 +147,9 @@ def _add_stripe(columns, gram, stripe):  # type: ignore[no-untyped-def]
                     gram[j, i] += gram.dtype.type(counts[i - i0, j - j0])
 
 
+_done = [0.0]  # work so far
+
+
 def _add_popcount(columns: NDArray[np.uint64], gram: NDArray[Any]) -> None:
     stripes = -(-len(columns) // _TILE)
     spread(lambda stripe: _add_stripe(columns, gram, stripe), range(stripes))
@@ -186,12 +189,12 @@ def add_products(columns: NDArray[np.uint64], gram: NDArray[Any], engine: Engine
     Parameters
     ----------
     engine
-        ``popcount``, ``int8`` or ``float32``. By default what a short measurement finds fastest when the
-        product is large, else ``popcount``.
+        ``popcount``, ``int8`` or ``float32``. By default ``popcount``, and when the process has much to multiply
+        what a short measurement finds fastest (``int8`` takes part where torch is loaded already).
     """
     if engine is None:
-        work = 64.0 * columns.shape[1] * len(columns) ** 2
-        engine = fastest_engine() if work > _MEASURE_ABOVE else "popcount"
+        _done[0] += 64.0 * columns.shape[1] * len(columns) ** 2
+        engine = fastest_engine() if _done[0] > _MEASURE_ABOVE else "popcount"
     if engine == "popcount":
         _add_popcount(columns, gram)
     else:

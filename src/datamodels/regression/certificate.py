@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+UNSETTLED = 1e-10  # of ‖y‖²/m: how far unpenalised columns may be from their optimum for a gap to be known
+
 
 def relative_gap(
     gram: NDArray[Any],
@@ -56,7 +58,8 @@ def gap_of(
 
     The quadratic part of the penalty is absorbed into the loss, whose dual point is the residual scaled
     into the feasible box (Friedman, Hastie & Tibshirani 2010; Fercoq, Gramfort & Salmon 2015). Columns with
-    p = 0 must have correlation 0 up to rounding, which their own optimality says; with p = ∞ they do not count.
+    p = 0 must have correlation 0 up to rounding, which their own optimality says (else the gap is ∞, not known); with
+    p = ∞ they do not count.
     """
     lam = np.broadcast_to(np.asarray(lam, dtype=np.float64), y_var.shape)
     p = np.ones_like(q) if penalty is None else np.broadcast_to(penalty, q.shape)
@@ -73,4 +76,6 @@ def gap_of(
     primal = residual / 2 + lam * l1_ratio * (np.where(taken, p, 0.0) * np.abs(w)).sum(axis=1)
     dual = scaling * (y_var - fit) - scaling**2 * residual / 2
     null = y_var / 2
-    return np.divide(primal - dual, null, out=np.zeros_like(null), where=null > 0)
+    gap = np.divide(primal - dual, null, out=np.zeros_like(null), where=null > 0)
+    unsettled = np.where(p == 0, np.abs(correlation) * (np.abs(w) + np.abs(correlation)), 0.0).sum(axis=1)
+    return np.where(unsettled > UNSETTLED * y_var, np.inf, gap)

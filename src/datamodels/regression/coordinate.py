@@ -25,6 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from datamodels.regression.bits import popcount
+from datamodels.regression.certificate import UNSETTLED
 from datamodels.regression.solver_types import Found
 
 _SWEEPS_PER_CHECK = 5
@@ -184,9 +185,9 @@ def _correlate(source, part, fits, fit, target, features, size, w, u, c, place, 
 def _gap(q, y_var, w, c, penalty, lam, l1_ratio):  # type: ignore[no-untyped-def]
     """Relative duality gap, see `certificate.relative_gap`; c = correlation of each column with the residual.
 
-    Unpenalised features must have c = 0 up to rounding, see `_settle`.
+    Unpenalised features must have c = 0 up to rounding, see `_settle`; where they have not, the gap is not known: ∞.
     """
-    fit = inner = penalised = largest = 0.0
+    fit = inner = penalised = largest = unsettled = 0.0
     for j in range(len(w)):
         p = penalty[j]
         if p == np.inf:
@@ -194,10 +195,14 @@ def _gap(q, y_var, w, c, penalty, lam, l1_ratio):  # type: ignore[no-untyped-def
         r = c[j] - lam * (1.0 - l1_ratio) * p * w[j]
         if p > 0.0:
             largest = max(largest, abs(r) / p)
+        else:
+            unsettled += abs(c[j]) * (abs(w[j]) + abs(c[j]))
         if w[j] != 0.0:
             fit += q[j] * w[j]
             inner += w[j] * r
             penalised += p * abs(w[j])
+    if unsettled > UNSETTLED * y_var:
+        return np.inf
     residual = y_var - fit - inner
     scaling = 1.0
     if residual > 0.0:
@@ -583,6 +588,8 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
         for k in range(1, i):
             if errors[k] < errors[chosen]:
                 chosen = k
+        best_before, b_before = np.empty((count, size)), best_b.copy()
+        _copy(state.best[:, :size], size, best_before)
         turned = False
         at = i
         for k in range(i, last):
@@ -623,6 +630,8 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
         if gap > tol and _violated(c, target.penalty, state.member, rules.l1_ratio * lams[at]):
             for k in range(i, at + 1):
                 errors[k], n_nonzero[k] = np.nan, -1
+            _copy(best_before, size, state.best)
+            best_b = b_before
             continue
         if rules.keep_path:
             path_gaps[at] = gap
@@ -658,6 +667,7 @@ def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-d
     u, c, b = np.empty((1, n)), np.empty((1, n)), np.empty(1)
     q = _correlations_of_outputs(fits, splits, 1, target)
     cache = np.empty((0, n), dtype=np.float32)
+    cache = _settled(source, part, fits, splits, target, q, state, size, u, c, b, cache)
     gap, cache = _check(source, part, fits, splits, target, q, state, size, lam, rules.l1_ratio, u, c, b, cache)
     while rules.refit and gap > rules.tol:
         near = _at_least(_strengths(c, target.penalty), _NEAR * rules.l1_ratio * lam)

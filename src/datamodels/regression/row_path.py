@@ -56,7 +56,7 @@ def fit_path_from_rows(
     tol = default_tolerance(problem.n_train) if tol is None else tol
     everything = np.ones(problem.n_rows, dtype=np.bool_)
     shared = None if own_rows else _Pieces.of(rows, everything, splitter(problem.units))
-    size = max(1, _BATCH_BYTES // (16 * problem.n_rows))
+    size = max(1, _BATCH_BYTES // (16 * (problem.n_rows + problem.n_train)))
     for start in range(0, problem.n_targets, size):
         part = slice(start, min(start + size, problem.n_targets))
         pieces = [shared or _without(rows, splitter, k) for k in range(part.start, part.stop)]

@@ -136,8 +136,8 @@ class Statistics:
 
     def __sub__(self, other: Statistics) -> Statistics:
         """The rows of self without those of other, which must be among them."""
-        if other.count > self.count:
-            raise RequestError(f"cannot take {other.count} rows away from {self.count}")
+        if other.count > self.count or (self.n_train == other.n_train and (other.sum_x > self.sum_x).any()):
+            raise RequestError(f"cannot take {other.count} rows away from {self.count} that they are not among")
         return self._combine(other, -1)
 
     def _combine(self, other: Statistics, sign: int) -> Statistics:
@@ -284,8 +284,8 @@ class SplitStatistics:
     @classmethod
     def join(cls, parts: Sequence[Statistics]) -> SplitStatistics:
         """From the statistics of the rest and of the held-out rows of each split."""
-        base = parts[0].gram.base
-        if base is None or any(part.gram.base is not base for part in parts):  # one outgrew its integers, or none share
+        base: Any = parts[0].gram.base
+        if not _is_block(base, parts):  # one outgrew its integers, or none share
             base = np.stack([part.gram for part in parts])
             parts = [replace(part, gram=gram) for part, gram in zip(parts, base, strict=True)]
         return cls(parts[0], tuple(parts[1:]), base)
@@ -311,6 +311,17 @@ class SplitStatistics:
         """More rows, split the same way."""
         pairs = zip((self.rest, *self.held_out), (other.rest, *other.held_out), strict=True)
         return SplitStatistics.join([a + b for a, b in pairs])
+
+
+def _is_block(base: Any, parts: Sequence[Statistics]) -> bool:
+    """Whether the Gram matrices of the parts are those of one block, one after the other."""
+    shape = (len(parts), *parts[0].gram.shape)
+    if base is None or base.shape != shape or not base.flags.c_contiguous:
+        return False
+    return all(
+        part.gram.dtype == base.dtype and part.gram.ctypes.data == matrix.ctypes.data
+        for part, matrix in zip(parts, base, strict=True)
+    )
 
 
 def near_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:

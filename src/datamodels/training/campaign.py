@@ -213,6 +213,9 @@ class _Campaign:
             if not self.running:
                 if not self.ready and self.delayed:
                     time.sleep(max(0.0, min(_TICK, self.delayed[0][0] - now)))
+                    self._beat(running=True)
+                if self.stopped is not None:
+                    return
                 continue
             if len(self.failed) >= _HOPELESS and not self.done:
                 self.hopeless = True
