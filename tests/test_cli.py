@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,22 @@ def test_fits_that_follow_and_selections_in_commands(folder: Path, capsys: pytes
     assert followed["ended"] == "all rows are complete"
     assert followed["looks"][-1]["models"] + followed["looks"][-1]["n_models"] == 120
     assert Attribution.load("a.h5ad").n_train == 10
-    assert "--watch follows one store" in in_process(capsys, "fit", "st", "--reach", "0.5", "--out", "b.h5ad", status=2)
+    assert "go with --watch, which follows one store" in in_process(
+        capsys, "fit", "st", "--reach", "0.5", "--out", "b.h5ad", status=2
+    )
     assert "with --rows" in in_process(capsys, "fit", "st", "--watch", "--rows", "0:50", "--out", "b.h5ad", status=2)
     np.save("p.npy", np.where(np.arange(10) < 3, np.inf, 1.0))
     in_process(capsys, "fit", "st", "--penalty", "p.npy", "--memory", "1MB", "--out", "p.h5ad")
     assert not Attribution.load("p.h5ad").weights[:3].any()
     assert "text like 500MB" in in_process(capsys, "fit", "st", "--memory", "much", "--out", "b.h5ad", status=2)
+    assert "give a rate between 0 and 1" in in_process(
+        capsys, "select", "st", "--fdr", "2", "--out", "s.h5ad", status=2
+    )
+    in_process(capsys, "init", "empty", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10")
+    began = time.monotonic()
+    said = in_process(capsys, "fit", "empty", "--watch", "--patience", "0.5", "--out", "b.h5ad", status=2)
+    assert "no campaign is running" in said
+    assert time.monotonic() - began < 20
     chosen = in_process(capsys, "select", "st", "--fdr", "0.3", "--out", "s.h5ad")
     assert chosen["exact"]
     assert chosen["n_targets"] == 3

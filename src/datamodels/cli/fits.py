@@ -63,9 +63,13 @@ def fit(
     follow: Annotated[
         bool, typer.Option("--watch", help="Refit as a running campaign completes rows; see --reach and --worth.")
     ] = False,
-    reach: Annotated[float | None, typer.Option(help="With --watch: stop the campaign at this LDS.")] = None,
+    reach: Annotated[
+        float | None,
+        typer.Option(help="With --watch: stop the campaign when the lower end of the LDS interval is here."),
+    ] = None,
     worth: Annotated[
-        float | None, typer.Option(help="With --watch: stop it when the missing rows would raise the LDS by less.")
+        float | None,
+        typer.Option(help="With --watch: stop it when the missing rows raise the LDS by less than this, surely."),
     ] = None,
     patience: Annotated[
         float, typer.Option(help="With --watch: seconds without a campaign or a new row before it ends.")
@@ -103,7 +107,7 @@ def fit(
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or not follow or len(stores or []) != 1:
             raise RequestError(
-                "--watch follows one store, with --reach and --worth if you like"
+                "--reach and --worth go with --watch, which follows one store"
                 + (f"; it does not go with {wrong[0]}" if wrong else "")
             )
         _watch((stores or [])[0], chosen, out, reach, worth, patience, masks_key, outputs_key, as_json)
@@ -160,9 +164,20 @@ def _watch(
         text = f"{look.n_models:>9} models  LDS {look.score.lds:.3f}  ({low:.3f} to {high:.3f})"
         if look.expected is not None:
             text += f"; expected {look.expected:.3f} when complete"
+        if look.gain is not None:
+            text += f", a gain of {max(look.gain[1], 0):.3f} at most"
         note(text)
 
-    result = run(store, estimator, reach=reach, worth=worth, masks_key=masks_key, outputs_key=outputs_key, on_look=say)
+    result = run(
+        store,
+        estimator,
+        reach=reach,
+        worth=worth,
+        patience=patience,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        on_look=say,
+    )
     result.attribution.save(out)
     facts = {"out": str(out), "ended": result.ended, "looks": [look.to_dict() for look in result.looks]}
     models = result.looks[-1].n_models

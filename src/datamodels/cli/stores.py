@@ -109,7 +109,9 @@ def train(
     make_importable(Path.cwd())
     summary = run(store, task, executor=executor.value, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
     state = (
-        "complete"
+        f"stopped as asked ({summary.stopped}), {summary.pending} not reached"
+        if summary.ok and summary.stopped and summary.pending
+        else "complete"
         if summary.ok
         else f"{len(summary.failed)} failed, {summary.pending} not reached; run it again to retry"
     )

@@ -123,7 +123,8 @@ def watch(
                 on_look(looks[-1])
         elif last and not looks:
             raise RequestError(
-                f"{int(store.completed().sum())} rows are complete and no campaign is running: too few to fit and to judge"
+                f"{int(store.completed().sum())} rows are complete and no campaign is running: too few to fit and to judge; "
+                "start `datamodels train`, or watch with more patience"
             )
         ended, enough = _reason(looks, reach, worth, last, rows.complete)
         if ended is None:
@@ -154,12 +155,15 @@ def _reason(
     if looks and not complete:
         look = looks[-1]
         if reach is not None and look.score.lds_ci[0] >= reach:
-            return f"LDS {look.score.lds:.3f} has reached {reach}", True
+            return f"the lower end of the LDS interval, {look.score.lds_ci[0]:.3f}, has reached {reach}", True
         seen = look.n_models >= _SPAN * looks[0].n_models
         if worth is not None and seen and look.gain is not None and look.gain[1] < worth:
             return f"the missing rows would raise the LDS by {max(look.gain[1], 0):.3f} at most", True
     if last:
-        return ("all rows are complete" if complete else "no campaign is running"), False
+        reason = "all rows are complete" if complete else "no campaign is running"
+        if reach is not None and looks and looks[-1].score.lds_ci[0] < reach:
+            reason += f"; the lower end of the LDS interval is {looks[-1].score.lds_ci[0]:.3f}, below {reach}"
+        return reason, False
     return None, False
 
 

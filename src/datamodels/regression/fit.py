@@ -156,7 +156,8 @@ def _checked_penalty(given: NDArray[Any] | None, problem: Problem, estimator: Es
     penalised = (penalty > 0) & np.isfinite(penalty)
     if not penalised.any(axis=0).all():
         raise RequestError(
-            "penalty_factors leave a target no weight that is penalised, so there is no λ to choose; use ols instead"
+            "penalty_factors leave a target no weight that is penalised, so there is no λ to choose; give at least one example a factor"
+            " above 0"
         )
     return penalty
 

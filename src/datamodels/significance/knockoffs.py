@@ -173,8 +173,6 @@ def select(
         for designs without a valid knockoff (antithetic, grouped, leave_one_out, explicit), unknown
         designs, and masks that contradict ``design``.
     """
-    if not 0 < fdr < 1:
-        raise RequestError(f"fdr is {fdr}; give a rate between 0 and 1, for example 0.1")
     if variant not in get_args(Variant):
         raise RequestError(f"variant {variant!r} is unknown; legal: {', '.join(get_args(Variant))}")
     if seed < 0:
@@ -206,6 +204,8 @@ def select_problem(
     progress: bool = True,
 ) -> Selection:
     """`select` for rows that were put together already."""
+    if not 0 < fdr < 1:
+        raise RequestError(f"fdr is {fdr}; give a rate between 0 and 1, for example 0.1")
     laws = [law_of(part, design, problem) for part in problem.sources]
     pairs = [_doubled(part, law, seed) for part, law in zip(problem.sources, laws, strict=True)]
     doubled = replace(problem, sources=tuple(pairs))
