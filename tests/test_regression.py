@@ -290,8 +290,10 @@ def test_the_path_stops_once_the_error_has_turned_and_not_before() -> None:
             noise = 2 * np.sqrt(errors[best] * change / held_out.sum())
             risen = errors[i] - errors[best] > path_module._STOP_ABOVE * noise
             low = facts["path_lam"][k, i] < path_module._STOP_BELOW * facts["path_lam"][k, best]
+            far = facts["path_lam"][k, i] < path_module._FAR_BELOW * facts["path_lam"][k, best]
+            far &= errors[i] > errors[best] * (1 + np.sqrt(2 / held_out.sum()))
             saturated = (weights[k, i] != 0).sum() > path_module._SATURATED * (~held_out).sum()
-            ends.append(i > best and low and (risen or saturated))
+            ends.append(i > best and low and (risen or far or saturated))
         assert not any(ends[:-1])
         assert ends[-1] or walked == 100
 

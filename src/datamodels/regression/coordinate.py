@@ -615,7 +615,8 @@ def _walk(source, fits, target, rules, start, errors, n_nonzero, path, path_gaps
                     for f in range(count):
                         best_b[f] = b[f]
                 elif lams[k] < rules.stop_below * lams[chosen]:
-                    turned = n_nonzero[k] > rules.saturated
+                    far = lams[k] < rules.far_below * lams[chosen] and errors[k] > rules.far_above * errors[chosen]
+                    turned = far or n_nonzero[k] > rules.saturated
                     if not turned:
                         change = 0.0
                         for f in range(count):

@@ -29,6 +29,9 @@ _PATH_TOL = 1e-4
 # so many of its standard errors: those of a difference between two predictions of the same rows.
 _STOP_BELOW = 0.7
 _STOP_ABOVE = 2.0
+# It has turned as well when λ is below this share and the error above by one of its own standard errors, about √(2/rows)
+# of it: with few held-out rows differences are large and their standard errors too.
+_FAR_BELOW = 0.5
 # A path with nonzeros for most of the rows nears interpolation, where each further λ costs most of all.
 _SATURATED = 0.8
 
@@ -176,7 +179,7 @@ def _solve(
     moments = Moments.of(SplitStatistics.join([total]), intercept=intercept)
     tol = default_tolerance(total.n_train) if tol is None else tol
     sweeps = _MAX_PATH_SWEEPS if keep_path else _MAX_SWEEPS
-    rules = Rules(l1_ratio, _PATH_TOL, tol, sweeps, 0.0, 0.0, np.inf, keep_path, certify, not keep_path)
+    rules = Rules(l1_ratio, _PATH_TOL, tol, sweeps, 0.0, 0.0, 0.0, 0.0, np.inf, keep_path, certify, not keep_path)
     start = np.zeros((total.n_targets, total.n_train)) if start is None else start
     out = []
     for part in _batches(total.n_targets):
@@ -208,6 +211,7 @@ def fit_path(
     moments = Moments.of(data, intercept=intercept)
     rules = path_rules(
         data.count - max(part.count for part in data.held_out),
+        sum(part.count for part in data.held_out),
         l1_ratio,
         default_tolerance(data.n_train) if tol is None else tol,
     )
@@ -221,11 +225,14 @@ def fit_path(
     return result
 
 
-def path_rules(fitted_rows: int, l1_ratio: float, tol: float) -> Rules:
-    """The rules of a path that is fitted on so many rows, and ends when the error on the others has turned."""
+def path_rules(fitted_rows: int, held_rows: int, l1_ratio: float, tol: float) -> Rules:
+    """The rules of a path that is fitted on so many rows, and ends when the error on so many others has turned."""
     saturated = _SATURATED * fitted_rows
     # The difference of squared errors is (change of the prediction) x 2 x residual, up to a square.
-    return Rules(l1_ratio, _PATH_TOL, tol, _MAX_SWEEPS, _STOP_BELOW, 2 * _STOP_ABOVE, saturated, False, False, True)
+    far = 1 + np.sqrt(2 / held_rows)
+    return Rules(
+        l1_ratio, _PATH_TOL, tol, _MAX_SWEEPS, _STOP_BELOW, 2 * _STOP_ABOVE, _FAR_BELOW, far, saturated, False, False, True
+    )  # fmt: skip
 
 
 def _solve_all(

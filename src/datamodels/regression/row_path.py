@@ -75,7 +75,7 @@ def _solve(
     fits, target = pieces.fits(batch.intercept), batch.target(k)
     largest = lambda_max_of(counts, fits, target, l1_ratio)
     target = target._replace(lams=lambda_grid(np.array([largest]), n_lambdas, eps)[0])
-    rules = path_rules(int(pieces.rows.sum() - pieces.rows[1:].max()), l1_ratio, tol)
+    rules = path_rules(int(pieces.rows.sum() - pieces.rows[1:].max()), int(pieces.rows[1:].sum()), l1_ratio, tol)
     return solve_one(counts, fits, target, rules), fits, target
 
 

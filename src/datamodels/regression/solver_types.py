@@ -75,6 +75,8 @@ class Rules(NamedTuple):
     max_sweeps: int
     stop_below: float
     stop_above: float
+    far_below: float
+    far_above: float
     saturated: float
     keep_path: bool
     certify_path: bool
