@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from datamodels.design import Design
+from datamodels.regression.problem import Problem
+from datamodels.regression.statistics import Statistics
 from datamodels.store import Store
 
 
@@ -34,6 +36,10 @@ def plant(
         weights[chosen, k] = rng.choice([-1.0, 1.0], nonzero) * rng.uniform(0.5, 1.5, nonzero)
     bias = rng.normal(size=t)
     return Planted(masks, masks @ weights + bias + noise * rng.normal(size=(m, t)), weights, bias)
+
+
+def statistics_of(p: Planted) -> Statistics:
+    return Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))
 
 
 @pytest.fixture

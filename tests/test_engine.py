@@ -21,11 +21,7 @@ from datamodels.regression.reference import elastic_net
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.statistics import Accumulator, SplitStatistics, Standardised, Statistics
 from datamodels.regression.threads import ahead, spread
-from tests.conftest import Planted, plant
-
-
-def statistics_of(p: Planted) -> Statistics:
-    return Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))
+from tests.conftest import plant, statistics_of
 
 
 @settings(max_examples=25, deadline=None)

@@ -22,11 +22,7 @@ from datamodels.regression.problem import Problem
 from datamodels.regression.reference import elastic_net
 from datamodels.regression.spectral import Spectrum, ridge_grid
 from datamodels.regression.statistics import Standardised, Statistics
-from tests.conftest import Planted, plant
-
-
-def statistics_of(p: Planted) -> Statistics:
-    return Statistics.of(Problem.build(masks=p.masks, outputs=p.outputs))
+from tests.conftest import Planted, plant, statistics_of
 
 
 def columns(masks: np.ndarray) -> np.ndarray:

@@ -197,14 +197,7 @@ class Attribution:
         NewerFormatError
             when a newer version wrote it.
         """
-        import anndata
-
-        if not os.path.isfile(path):
-            raise RequestError(f"there is no file {str(path)!r}")
-        try:
-            data = anndata.read_h5ad(path)
-        except Exception as error:
-            raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
+        data = read_h5ad(path)
         if _UNS not in data.uns:
             raise RequestError(f"{str(path)!r} is an AnnData file without datamodels in it (no uns[{_UNS!r}])")
         return cls.from_anndata(data)
@@ -296,6 +289,18 @@ def _to_json(provenance: Mapping[str, Any]) -> tuple[str, dict[str, NDArray[Any]
         return str(value)
 
     return json.dumps(provenance, default=other), arrays
+
+
+def read_h5ad(path: str | Path) -> anndata.AnnData:
+    """An AnnData file; a RequestError when it is missing or unreadable."""
+    import anndata
+
+    if not os.path.isfile(path):
+        raise RequestError(f"there is no file {str(path)!r}")
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:
+        raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
 
 
 def _from_json(text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,27 @@ Memory = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed.")]
 
 
+def where(
+    masks: Path | None,
+    outputs: Path | None,
+    masks_key: str,
+    outputs_key: str,
+    rows: str | None,
+    targets: str | None,
+    targets_are_train: bool,
+) -> dict[str, Any]:
+    """The options that say which rows and targets, as `datamodels.fit` and its like take them."""
+    return {
+        "masks": masks,
+        "outputs": outputs,
+        "masks_key": masks_key,
+        "outputs_key": outputs_key,
+        "rows": parse_range(rows, "--rows"),
+        "targets": parse_range(targets, "--targets"),
+        "targets_are_train": targets_are_train or None,
+    }
+
+
 def refuse_suffix(path: Path, suffix: str) -> None:
     """Refuse a wrong name of ``--out`` before hours of work, not after."""
     if path.suffix != suffix:

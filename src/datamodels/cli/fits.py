@@ -32,6 +32,7 @@ from datamodels.cli.common import (
     emit,
     parse_range,
     refuse_suffix,
+    where,
 )
 from datamodels.errors import RequestError
 
@@ -117,13 +118,7 @@ def fit(
         chosen,
         penalty_factors=None if penalty is None else load_array(penalty),
         memory=memory,
-        masks=masks,
-        outputs=outputs,
-        masks_key=masks_key,
-        outputs_key=outputs_key,
-        rows=parse_range(rows, "--rows"),
-        targets=parse_range(targets, "--targets"),
-        targets_are_train=targets_are_train or None,
+        **where(masks, outputs, masks_key, outputs_key, rows, targets, targets_are_train),
     )
     attribution.save(out)
     used = sum(len(source["rows"]) for source in attribution.provenance["sources"])
@@ -256,13 +251,7 @@ def curve(
         held_out=held_out,
         test=test,
         seed=seed,
-        masks=masks,
-        outputs=outputs,
-        masks_key=masks_key,
-        outputs_key=outputs_key,
-        rows=parse_range(rows, "--rows"),
-        targets=parse_range(targets, "--targets"),
-        targets_are_train=targets_are_train or None,
+        **where(masks, outputs, masks_key, outputs_key, rows, targets, targets_are_train),
     )
     facts = result.to_dict()
     lines = [

@@ -24,8 +24,8 @@ from datamodels.cli.common import (
     StorePaths,
     TargetRange,
     emit,
-    parse_range,
     refuse_suffix,
+    where,
 )
 from datamodels.errors import RequestError
 
@@ -79,13 +79,7 @@ def select(
     refuse_suffix(out, ".h5ad")
     problem = Problem.build(
         stores or None,
-        masks=masks,
-        outputs=outputs,
-        masks_key=masks_key,
-        outputs_key=outputs_key,
-        rows=parse_range(rows, "--rows"),
-        targets=parse_range(targets, "--targets"),
-        targets_are_train=targets_are_train or None,
+        **where(masks, outputs, masks_key, outputs_key, rows, targets, targets_are_train),
     )
     law = _law(kind, alpha, problem.n_train, problem.n_rows)
     result = select_problem(problem, fdr, _lasso(lambdas), law, variant=variant.value, seed=seed)
@@ -130,13 +124,7 @@ def stability(
         threshold=threshold,
         q=q,
         seed=seed,
-        masks=masks,
-        outputs=outputs,
-        masks_key=masks_key,
-        outputs_key=outputs_key,
-        rows=parse_range(rows, "--rows"),
-        targets=parse_range(targets, "--targets"),
-        targets_are_train=targets_are_train or None,
+        **where(masks, outputs, masks_key, outputs_key, rows, targets, targets_are_train),
     )
     result.save(out)
     facts = result.to_dict()

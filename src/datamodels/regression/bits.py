@@ -39,6 +39,15 @@ def _popcount(typing_context, word):  # type: ignore[no-untyped-def]
 popcount: Any = intrinsic(_popcount)
 
 
+@njit(cache=True, nogil=True)
+def common(a, b):  # type: ignore[no-untyped-def]
+    """How many bits two lists of words share."""
+    found = np.uint64(0)
+    for w in range(len(a)):
+        found += popcount(a[w] & b[w])
+    return found
+
+
 def words_of(rows: int) -> int:
     """Words that hold the bits of so many rows, in whole cache lines."""
     return -(-rows // (64 * _LINE)) * _LINE
@@ -229,11 +238,7 @@ def _cross(columns, keep, features, out):  # type: ignore[no-untyped-def]
     for k in range(len(features)):
         masked = columns[features[k]] & keep
         for i in range(len(columns)):
-            column = columns[i]
-            found = np.uint64(0)
-            for w in range(len(keep)):
-                found += popcount(masked[w] & column[w])
-            out[i, k] = found
+            out[i, k] = common(masked, columns[i])
 
 
 def cross_counts(
@@ -248,13 +253,8 @@ def cross_counts(
 @njit(cache=True, nogil=True)
 def _count(columns, kept, out):  # type: ignore[no-untyped-def]
     for j in range(len(columns)):
-        column = columns[j]
         for k in range(len(kept)):
-            rows = kept[k]
-            found = np.uint64(0)
-            for w in range(len(rows)):
-                found += popcount(rows[w] & column[w])
-            out[k, j] = found
+            out[k, j] = common(kept[k], columns[j])
 
 
 def count_columns(columns: NDArray[np.uint64], kept: NDArray[np.uint64]) -> NDArray[np.float64]:

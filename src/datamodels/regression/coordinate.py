@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from datamodels.regression.bits import popcount
+from datamodels.regression.bits import common
 from datamodels.regression.certificate import UNSETTLED
 from datamodels.regression.solver_types import Found
 
@@ -49,11 +49,7 @@ def _counts_with(source, splits, part, a, features, size, masked, out):  # type:
         for w in range(words):
             masked[w] = source.columns[a, w] & source.keep[part, w]
         for i in range(size):
-            column = source.columns[features[i]]
-            found = np.uint64(0)
-            for w in range(words):
-                found += popcount(masked[w] & column[w])
-            out[i] = found
+            out[i] = common(masked, source.columns[features[i]])
         return
     first, other = source.matrices[0, a], source.matrices[min(len(source.matrices) - 1, 1 + part % max(splits, 1)), a]
     if splits <= part < 2 * splits:
@@ -120,11 +116,7 @@ def _cached(source, part, state, fit, size, cache):  # type: ignore[no-untyped-d
             for word in range(words):
                 masked[word] = source.columns[features[slot], word] & source.keep[part, word]
             for i in range(cache.shape[1]):
-                column = source.columns[i]
-                found = np.uint64(0)
-                for word in range(words):
-                    found += popcount(masked[word] & column[word])
-                cache[filled, i] = found
+                cache[filled, i] = common(masked, source.columns[i])
             place[slot] = filled
             filled += 1
     return cache

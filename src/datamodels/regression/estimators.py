@@ -22,8 +22,8 @@ from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
-from datamodels.regression.spectral import Spectrum, chosen_fit, held_out_errors, ridge_grid
-from datamodels.regression.statistics import SplitStatistics, Statistics, expected_dtype
+from datamodels.regression.spectral import Spectrum, chosen_fit, ridge_grid, ridge_of_statistics
+from datamodels.regression.statistics import SplitStatistics, Statistics, count_dtype, expected_dtype
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -144,8 +144,10 @@ class _PathEstimator(_Selected):
         return self._solution(fit_path(data, penalty=penalty, progress=progress, **self._settings()), data.n_train)
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
-        first = next(replace(problem, targets=problem.targets[:0]).chunks())[0]
         tables = 2 if self.folds is None else 2 * self.folds + 1  # folds need the table of all rows beside their own
+        if tables * problem.n_train**2 * count_dtype(problem.n_rows).itemsize <= memory:
+            return False
+        first = next(replace(problem, targets=problem.targets[:0]).chunks())[0]
         return tables * problem.n_train**2 * expected_dtype(first, problem.n_rows).itemsize > memory
 
     def solve_rows(
@@ -272,19 +274,10 @@ class Ridge(_Selected):
     ) -> Solution:
         if self.selection == "loo":
             raise RequestError("selection 'loo' needs the rows themselves, which statistics do not hold: use fit")
-        total, held_out = data.total, data.held_out
-        spectrum = Spectrum.of(total, intercept=self.intercept)
-        lams = ridge_grid(spectrum, self.n_lambdas)
+        solution = ridge_of_statistics(data, self.n_lambdas, intercept=self.intercept)
         if progress:
-            progress(total.n_targets)
-        if not held_out:
-            return chosen_fit(spectrum, spectrum.gcv(lams, total.count), lams, "path_gcv")
-        scores = held_out_errors(total, held_out, lams, intercept=self.intercept)
-        count = sum(part.count for part in held_out)
-        mean, squares = (
-            np.sum([getattr(part, name) for part in held_out], axis=0) / count for name in ("sum_y", "yty")
-        )
-        return chosen_fit(spectrum, scores, lams, "path_val_error", (mean, squares))
+            progress(data.n_targets)
+        return solution
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
         return problem.n_rows < problem.n_train or self.selection == "loo"

@@ -17,8 +17,7 @@ from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, Request
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
 from datamodels.regression.memory import bytes_of
-from datamodels.regression.problem import OUTPUTS, Problem, Rows
-from datamodels.regression.row_path import unseen_by_too_few
+from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
 from datamodels.regression.statistics import SplitStatistics
@@ -156,8 +155,8 @@ def _checked_penalty(given: NDArray[Any] | None, problem: Problem, estimator: Es
     penalised = (penalty > 0) & np.isfinite(penalty)
     if not penalised.any(axis=0).all():
         raise RequestError(
-            "penalty_factors leave a target no weight that is penalised, so there is no λ to choose; give at least one example a factor"
-            " above 0"
+            "penalty_factors leave a target no weight that is penalised, so there is no λ to choose; give "
+            "at least one example a factor above 0"
         )
     return penalty
 

@@ -19,10 +19,10 @@ from datamodels.errors import RequestError
 from datamodels.regression.bidiagonal import CHECK, EIGENVALUE_TOL, Runs
 from datamodels.regression.kernel import ridge_kernel
 from datamodels.regression.own_rows import Batch, Bool, Float, Index, Masks, Systems
-from datamodels.regression.problem import Problem
+from datamodels.regression.problem import Problem, unseen_by_too_few
 from datamodels.regression.solution import Solution, Splits
-from datamodels.regression.spectral import Spectrum, chosen_fit, explained, held_out_errors, ridge_lambdas
-from datamodels.regression.statistics import Statistics
+from datamodels.regression.spectral import explained, ridge_lambdas, ridge_of_statistics
+from datamodels.regression.statistics import SplitStatistics
 
 BUDGET = 1 << 30
 _MAX_STEPS = 256
@@ -115,10 +115,7 @@ def _check_counts(problem: Problem, masks: Masks) -> None:
     for column in problem.train_columns:
         seen = int(masks.sum_x[column])
         if masks.count - seen < 2:
-            raise RequestError(
-                f"train example {column} is in {seen} of {masks.count} subsets: too few models did not see it; train "
-                "models on smaller subsets"
-            )
+            raise unseen_by_too_few(int(column), seen, masks.count)
 
 
 @dataclass(frozen=True)
@@ -309,13 +306,5 @@ def _alone(problem: Problem, how: _How) -> Solution:
     """Ridge of one target by decomposition of the smaller of ZᵀZ and ZZᵀ."""
     if problem.n_rows < problem.n_train:
         return ridge_kernel(problem, how.splits, n_lambdas=how.n_lambdas, intercept=how.intercept)
-    total = Statistics.of(problem)
-    held = [Statistics.of(problem.take(rows), shift=total.shift) for rows in how.splits(problem.units)]
-    spectrum = Spectrum.of(total, intercept=how.intercept)
-    lams = ridge_lambdas(float(spectrum.values.max(initial=0.0)), how.n_lambdas)
-    if not held:
-        return chosen_fit(spectrum, spectrum.gcv(lams, total.count), lams, "path_gcv")
-    errors = held_out_errors(total, held, lams, intercept=how.intercept)
-    count = sum(part.count for part in held)
-    mean, squares = (np.sum([getattr(part, name) for part in held], axis=0) / count for name in ("sum_y", "yty"))
-    return chosen_fit(spectrum, errors, lams, "path_val_error", (mean, squares))
+    data = SplitStatistics.of(problem, how.splits(problem.units))
+    return ridge_of_statistics(data, how.n_lambdas, intercept=how.intercept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,76 +22,58 @@ class Moments:
 
     Attributes
     ----------
-    parts
-        Per fit the statistics whose sum it is.
-    held_out
-        Statistics of the held-out rows of each split.
+    pieces
+        Statistics of the rows that no split holds out, then of those of each split.
     """
 
-    parts: tuple[tuple[Statistics, ...], ...]
-    held_out: tuple[Statistics, ...]
+    pieces: tuple[Statistics, ...]
     counts: Counts
     fits: Fits
     intercept: bool
 
     @classmethod
     def of(cls, data: SplitStatistics, *, intercept: bool) -> Moments:
-        pieces, splits = (data.rest, *data.held_out), len(data.held_out)
-        parts = (*(tuple(p for i, p in enumerate(pieces) if i != s + 1) for s in range(splits)), pieces)
-        folds = splits > 1
+        pieces, folds = (data.rest, *data.held_out), len(data.held_out) > 1
         matrices = data.counts
         if folds:
             total = data.total.gram
             matrices = np.concatenate([total[None], matrices[1:].astype(total.dtype, copy=False)])
-        fits = make_fits(
-            np.array([float(sum(p.count for p in part)) for part in parts]),
-            np.stack([_sum(part, "sum_x") for part in parts]),
-            np.array([float(p.count) for p in data.held_out]),
-            np.stack([p.sum_x for p in data.held_out]) if splits else np.zeros((0, data.n_train)),
-            intercept,
-        )
+        rows, sum_x = np.array([float(p.count) for p in pieces]), np.stack([p.sum_x for p in pieces])
         counts = Counts(matrices, folds, _NO_COLUMNS, _NO_COLUMNS)
-        return cls(parts, data.held_out, counts, fits, intercept)
+        return cls(pieces, counts, make_fits(rows, sum_x, intercept), intercept)
 
     @property
     def shift(self) -> NDArray[np.float64]:
         """What outputs are measured from, (n_targets,): the constant of the statistics, or 0 without intercept."""
-        shift = self.parts[-1][0].shift
+        shift = self.pieces[0].shift
         return shift if self.intercept else np.zeros_like(shift)
 
     def targets(
         self, part: slice, lams: NDArray[np.float64], penalty: NDArray[np.float64] | None = None
     ) -> list[Target]:
         """Some targets, with their λ (k, K)."""
-        xty, sum_y, yty = self._outputs(self.parts, part)
-        held_xty, held_sum_y, held_yty = self._outputs([(p,) for p in self.held_out], part)
-        factors = batch_penalty(penalty, self.fits.mean.shape[1], part)
-        noise = 1e-24 * np.abs(self.parts[-1][0].shift[part]) ** 2
+        xty, sum_y, yty = self._outputs(part)
+        factors = batch_penalty(penalty, self.fits.centre.shape[1], part)
+        noise = 1e-24 * np.abs(self.pieces[0].shift[part]) ** 2
         return [
             make_target(
-                xty[:, k], sum_y[:, k], yty[:, k], held_xty[:, k], held_sum_y[:, k], held_yty[:, k],
-                self.fits, factors[k], noise[k], self.intercept,
+                xty[:, k], sum_y[:, k], yty[:, k], self.fits, factors[k], noise[k], self.intercept
             )._replace(lams=np.ascontiguousarray(lams[k]))
             for k in range(len(lams))
         ]  # fmt: skip
 
-    def _outputs(self, parts: Sequence[Sequence[Statistics]], part: slice) -> tuple[Any, Any, Any]:
-        """xty (F, k, n), sum_y and yty (F, k) of sums of statistics, for some targets."""
-        shift = np.zeros(1) if self.intercept else self.parts[-1][0].shift[part]
-        n, k = self.fits.mean.shape[1], len(range(*part.indices(self.parts[-1][0].n_targets)))
-        xty, sum_y, yty = np.zeros((len(parts), k, n)), np.zeros((len(parts), k)), np.zeros((len(parts), k))
-        for f, pieces in enumerate(parts):
-            for piece in pieces:
-                xty[f] += piece.xty[:, part].T
-                sum_y[f] += piece.sum_y[part] + piece.count * shift
-                yty[f] += piece.yty[part] + 2 * shift * piece.sum_y[part] + piece.count * shift**2
-                if not self.intercept:
-                    xty[f] += np.outer(shift, piece.sum_x)
+    def _outputs(self, part: slice) -> tuple[Any, Any, Any]:
+        """xty (pieces, k, n), sum_y and yty (pieces, k) of some targets."""
+        xty = np.stack([piece.xty[:, part].T for piece in self.pieces])
+        sum_y = np.stack([piece.sum_y[part] for piece in self.pieces])
+        yty = np.stack([piece.yty[part] for piece in self.pieces])
+        if not self.intercept:  # then outputs are measured from 0
+            shift = self.pieces[0].shift[part]
+            count = np.array([[piece.count] for piece in self.pieces])
+            yty += 2 * shift * sum_y + count * shift**2
+            sum_y += count * shift
+            xty += np.stack([np.outer(shift, piece.sum_x) for piece in self.pieces])
         return xty, sum_y, yty
-
-
-def _sum(parts: Sequence[Statistics], name: str) -> NDArray[np.float64]:
-    return np.sum([getattr(part, name) for part in parts], axis=0)
 
 
 def batch_penalty(penalty: NDArray[np.float64] | None, n_train: int, part: slice) -> NDArray[np.float64]:
@@ -117,44 +98,35 @@ def fitted_sums(pieces: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([*fits, pieces.sum(axis=0)])
 
 
-def make_fits(
-    rows: NDArray[np.float64],
-    sum_x: NDArray[np.float64],
-    held_rows: NDArray[np.float64],
-    held_sum_x: NDArray[np.float64],
-    intercept: bool,
-) -> Fits:
-    """Standardisation of the columns of every fit, from counts of rows (F,) and columns (F, n)."""
-    mean = sum_x / np.maximum(rows, 1)[:, None]
+def make_fits(rows: NDArray[np.float64], sum_x: NDArray[np.float64], intercept: bool) -> Fits:
+    """Standardisation of the columns of every fit, from counts of rows (pieces,) and columns (pieces, n)."""
+    fitted = fitted_sums(rows)
+    mean = fitted_sums(sum_x) / np.maximum(fitted, 1)[:, None]
     scale = np.sqrt(mean * (1 - mean))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     centre = mean if intercept else np.zeros_like(mean)
-    return Fits(rows, mean, centre, inverse, np.ascontiguousarray(held_rows), np.ascontiguousarray(held_sum_x))
+    return Fits(fitted, centre, inverse, np.ascontiguousarray(rows[1:]), np.ascontiguousarray(sum_x[1:]))
 
 
 def make_target(
     xty: NDArray[np.float64],
     sum_y: NDArray[np.float64],
     yty: NDArray[np.float64],
-    held_xty: NDArray[np.float64],
-    held_sum_y: NDArray[np.float64],
-    held_yty: NDArray[np.float64],
     fits: Fits,
     penalty: NDArray[np.float64],
     noise: float,
     intercept: bool,
 ) -> Target:
-    """One target without λ, from its products per fit (F, ...) and on held-out rows (S, ...); a variance of at
-    most `noise` is rounding."""
-    y_mean = sum_y / fits.rows if intercept else np.zeros_like(sum_y)
-    y_var = yty / fits.rows - y_mean**2
+    """One target without λ, from its products per piece (pieces, ...); a variance of at most `noise` is rounding."""
+    fitted = fitted_sums(xty)
+    y_mean = fitted_sums(sum_y) / fits.rows if intercept else np.zeros(len(fits.rows))
+    y_var = fitted_sums(yty) / fits.rows - y_mean**2
     y_var = np.where(y_var <= noise, 0.0, y_var)
-    xty = np.array(xty, order="C")
     nothing = y_var == 0  # nothing to explain, whatever rounding has left
-    xty[nothing] = (fits.rows * y_mean)[nothing, None] * fits.centre[nothing]
-    held = [np.array(part, order="C") for part in (held_xty, held_sum_y, held_yty)]
+    fitted[nothing] = (fits.rows * y_mean)[nothing, None] * fits.centre[nothing]
+    held = [np.array(piece[1:], order="C") for piece in (xty, sum_y, yty)]
     factors = np.array(penalty, dtype=np.float64)
-    return Target(xty, y_mean, y_var, held[0], held[1], held[2], np.zeros(0), factors)
+    return Target(fitted, y_mean, y_var, held[0], held[1], held[2], np.zeros(0), factors)
 
 
 def correlations(fits: Fits, fit: int, target: Target) -> NDArray[np.float64]:

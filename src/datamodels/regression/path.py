@@ -46,9 +46,8 @@ class PathFit:
         (n, n_targets) float32 and (n_targets,): the refit on all rows, in raw mask units.
     lam, gap, n_nonzero
         (n_targets,) the chosen λ, and the relative duality gap and the nonzeros of the refit.
-    val_error, val_r2
-        (n_targets,) mean squared error on held-out rows at the chosen λ, and its R²; NaN where the output
-        does not vary there.
+    val_r2
+        (n_targets,) R² on held-out rows at the chosen λ; NaN where the output does not vary there.
     n_constant
         (n_targets,) training examples that are in all fitted rows or in none.
     lams, errors, path_n_nonzero
@@ -60,7 +59,6 @@ class PathFit:
     lam: NDArray[np.float64]
     gap: NDArray[np.float64]
     n_nonzero: NDArray[np.int64]
-    val_error: NDArray[np.float64]
     val_r2: NDArray[np.float64]
     n_constant: NDArray[np.int64]
     lams: NDArray[np.float64]
@@ -73,7 +71,7 @@ class PathFit:
         t, k = n_targets, n_lambdas
         return cls(
             np.zeros((n_train, t), dtype=np.float32), np.zeros(t), np.zeros(t), np.zeros(t), np.zeros(t, np.int64),
-            np.zeros(t), np.zeros(t), np.zeros(t, np.int64), np.zeros((t, k)), np.full((t, k), np.nan), np.full((t, k), -1),
+            np.zeros(t), np.zeros(t, np.int64), np.zeros((t, k)), np.full((t, k), np.nan), np.full((t, k), -1),
         )  # fmt: skip
 
     def put(self, position: int, found: Found, fits: Fits, target: Target, shift: float) -> None:
@@ -83,8 +81,7 @@ class PathFit:
         self.lam[position], self.gap[position] = target.lams[found.chosen], found.gap
         self.n_nonzero[position] = len(found.features)
         self.n_constant[position] = np.count_nonzero(fits.inverse_scale[-1] == 0)
-        error = found.errors[found.chosen]
-        self.val_error[position], self.val_r2[position] = error, _r_squared(error, fits, target)
+        self.val_r2[position] = _r_squared(found.errors[found.chosen], fits, target)
         self.lams[position], self.errors[position] = target.lams, found.errors
         self.path_n_nonzero[position] = found.n_nonzero
 

@@ -312,6 +312,14 @@ class Problem:
         ]
 
 
+def unseen_by_too_few(column: int, holding: int, rows: int) -> RequestError:
+    """The error for a target that nearly every model saw."""
+    return RequestError(
+        f"train example {column} is in {holding} of {rows} subsets: too few models did not see it; train models on "
+        "smaller subsets"
+    )
+
+
 def _numbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Labels of several parts as numbers from 0 that no two parts share."""
     out, offset = [], 0

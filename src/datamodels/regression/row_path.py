@@ -14,9 +14,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.errors import RequestError
-from datamodels.regression.moments import batch_penalty, default_tolerance, fitted_sums, make_fits, make_target
+from datamodels.regression.moments import batch_penalty, default_tolerance, make_fits, make_target
 from datamodels.regression.path import PathFit, lambda_grid, lambda_max_of, path_rules, solve_one
+from datamodels.regression.problem import unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solver_types import Counts, Fits, Found, Target
 from datamodels.regression.statistics import near_mean
@@ -103,8 +103,7 @@ class _Pieces:
 
     def fits(self, intercept: bool) -> Fits:
         """What `coordinate.fit_target` needs of the rows."""
-        rows, sum_x = fitted_sums(self.rows), fitted_sums(self.sum_x)
-        return make_fits(rows, sum_x, self.rows[1:], self.sum_x[1:], intercept)
+        return make_fits(self.rows, self.sum_x, intercept)
 
 
 def _without(packed: PackedRows, splitter: Splitter, position: int) -> _Pieces:
@@ -154,15 +153,6 @@ class _Batch:
     def target(self, k: int) -> Target:
         """One target, without its λ."""
         return make_target(
-            fitted_sums(self.xty[k]), fitted_sums(self.sum_y[k]), fitted_sums(self.yty[k]),
-            self.xty[k, 1:], self.sum_y[k, 1:], self.yty[k, 1:],
+            self.xty[k], self.sum_y[k], self.yty[k],
             self.pieces[k].fits(self.intercept), self.penalty[k], 1e-24 * float(self.shift[k]) ** 2, self.intercept,
         )  # fmt: skip
-
-
-def unseen_by_too_few(column: int, holding: int, rows: int) -> RequestError:
-    """The error for a target that nearly every model saw."""
-    return RequestError(
-        f"train example {column} is in {holding} of {rows} subsets: too few models did not see it; train models on "
-        "smaller subsets"
-    )

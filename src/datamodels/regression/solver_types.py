@@ -39,12 +39,11 @@ class Counts(NamedTuple):
 class Fits(NamedTuple):
     """What a target's fits share with those of other targets. F = S + 1, the whole last.
 
-    rows (F,); mean, inverse_scale (F, n) of the columns; centre (F, n), the mean or 0 without intercept;
+    rows (F,); centre (F, n) of the columns, the mean or 0 without intercept; inverse_scale (F, n);
     held_rows (S,); held_sum_x (S, n) counts on the held-out rows.
     """
 
     rows: NDArray[np.float64]
-    mean: NDArray[np.float64]
     centre: NDArray[np.float64]
     inverse_scale: NDArray[np.float64]
     held_rows: NDArray[np.float64]

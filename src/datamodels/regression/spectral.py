@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.regression.solution import Solution
-from datamodels.regression.statistics import Standardised, Statistics, squared_error
+from datamodels.regression.statistics import SplitStatistics, Standardised, Statistics, squared_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,19 @@ def held_out_errors(
             weights, bias = spectrum.problem.to_raw(spectrum.ridge(lam))
             errors[i] += squared_error(part, weights, bias)
     return errors / sum(part.count for part in held_out)
+
+
+def ridge_of_statistics(data: SplitStatistics, n_lambdas: int, *, intercept: bool) -> Solution:
+    """Ridge of all targets from one decomposition: λ by error on the held-out rows, by GCV when there are none."""
+    total, held_out = data.total, data.held_out
+    spectrum = Spectrum.of(total, intercept=intercept)
+    lams = ridge_grid(spectrum, n_lambdas)
+    if not held_out:
+        return chosen_fit(spectrum, spectrum.gcv(lams, total.count), lams, "path_gcv")
+    scores = held_out_errors(total, held_out, lams, intercept=intercept)
+    count = sum(part.count for part in held_out)
+    mean, squares = (np.sum([getattr(part, name) for part in held_out], axis=0) / count for name in ("sum_y", "yty"))
+    return chosen_fit(spectrum, scores, lams, "path_val_error", (mean, squares))
 
 
 class Decomposition(Protocol):

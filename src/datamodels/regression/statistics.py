@@ -77,16 +77,9 @@ class Statistics:
         progress: Callable[[int], None] | None = None,
     ) -> Statistics:
         """One pass over the rows of a problem."""
-        out: Accumulator | None = None
-        for x, y in ahead(problem.chunks()):
-            if out is None:
-                out = Accumulator(cls.empty(problem.n_train, near_mean(y) if shift is None else shift))
-            out.add(x, y)
-            if progress:
-                progress(len(x))
-        if out is None:
+        if not problem.n_rows:
             return cls.empty(problem.n_train, np.zeros(problem.n_targets) if shift is None else shift)
-        return out.finish()
+        return SplitStatistics.of(problem, progress=progress, shift=shift).rest
 
     @property
     def n_train(self) -> int:
@@ -259,6 +252,8 @@ class SplitStatistics:
         problem: Problem,
         splits: Sequence[NDArray[np.bool_]] = (),
         progress: Callable[[int], None] | None = None,
+        *,
+        shift: NDArray[np.float64] | None = None,
     ) -> SplitStatistics:
         """One pass over the rows of a problem. Splits (m,) do not overlap."""
         part_of = np.zeros(problem.n_rows, dtype=np.int64)  # 0: never held out
@@ -268,7 +263,7 @@ class SplitStatistics:
         position = 0
         for x, y in ahead(problem.chunks()):
             if not parts:
-                shift = near_mean(y)
+                shift = near_mean(y) if shift is None else shift
                 shape = (len(splits) + 1, problem.n_train, problem.n_train)
                 counts = np.zeros(shape, dtype=expected_dtype(x, problem.n_rows))
                 parts = [Accumulator(Statistics.empty(problem.n_train, shift, gram)) for gram in counts]

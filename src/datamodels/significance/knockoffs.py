@@ -24,6 +24,7 @@ from datamodels.regression.estimators import Lasso
 from datamodels.regression.fit import fit_problem
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, Source
 from datamodels.significance import result_file
+from datamodels.significance.chosen import strongest_first, summary_of
 from datamodels.significance.laws import law_of
 from datamodels.spec import MASKS
 from datamodels.store import Store
@@ -71,10 +72,7 @@ class Selection:
 
     def of(self, target: int) -> NDArray[np.int64]:
         """The training examples selected for a target, strongest first."""
-        if not 0 <= target < self.selected.shape[1]:
-            raise RequestError(f"target {target} is outside of 0..{self.selected.shape[1] - 1}")
-        order = np.argsort(-self.statistic[:, target], kind="stable")
-        return order[self.selected[order, target]].astype(np.int64)
+        return strongest_first(self.selected, self.statistic, target)
 
     def counts(self) -> NDArray[np.int64]:
         """How many are selected per target, (n_targets,)."""
@@ -82,16 +80,11 @@ class Selection:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready summary."""
-        counts = self.counts()
         return {
             "fdr": self.fdr,
             "exact": self.exact,
             "n_models": self.n_models,
-            "n_train": self.selected.shape[0],
-            "n_targets": self.selected.shape[1],
-            "n_selected": int(counts.sum()),
-            "median_selected": float(np.median(counts)),
-            "targets_without": int((counts == 0).sum()),
+            **summary_of(self.selected),
         }
 
     def save(self, path: str | Path) -> Path:

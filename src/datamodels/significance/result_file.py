@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.attribution import Attribution
+from datamodels.attribution import Attribution, read_h5ad
 from datamodels.errors import RequestError, first_line, newer_format
 from datamodels.files import replacing
 
@@ -69,14 +68,7 @@ def read(path: str | Path, kind: str, version: int) -> tuple[Attribution, dict[s
     NewerFormatError
         when a newer version wrote it.
     """
-    import anndata
-
-    if not os.path.isfile(path):
-        raise RequestError(f"there is no file {str(path)!r}")
-    try:
-        data = anndata.read_h5ad(path)
-    except Exception as error:
-        raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
+    data = read_h5ad(path)
     key = f"{_TABLE}_{kind}"
     if key not in data.uns:
         held = [name.removeprefix(f"{_TABLE}_") for name in data.uns if name.startswith(_TABLE)]

@@ -22,6 +22,7 @@ from datamodels.regression.estimators import Estimator, Lasso
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
 from datamodels.significance import result_file
+from datamodels.significance.chosen import strongest_first, summary_of
 from datamodels.spec import MASKS
 from datamodels.store import Store
 from datamodels.version import versions
@@ -66,10 +67,7 @@ class Stability:
 
     def of(self, target: int) -> NDArray[np.int64]:
         """The training examples selected for a target, most frequent first."""
-        if not 0 <= target < self.selected.shape[1]:
-            raise RequestError(f"target {target} is outside of 0..{self.selected.shape[1] - 1}")
-        order = np.argsort(-self.frequency[:, target], kind="stable")
-        return order[self.selected[order, target]].astype(np.int64)
+        return strongest_first(self.selected, self.frequency, target)
 
     def counts(self) -> NDArray[np.int64]:
         """How many are selected per target, (n_targets,)."""
@@ -77,18 +75,13 @@ class Stability:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready summary."""
-        counts = self.counts()
         return {
             "threshold": self.threshold,
             "q": self.q,
             "bound": self.bound,
             "halves": self.halves,
             "n_models": self.n_models,
-            "n_train": self.selected.shape[0],
-            "n_targets": self.selected.shape[1],
-            "n_selected": int(counts.sum()),
-            "median_selected": float(np.median(counts)),
-            "targets_without": int((counts == 0).sum()),
+            **summary_of(self.selected),
         }
 
     def save(self, path: str | Path) -> Path:
