@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score
 from datamodels.files import replacing
@@ -122,6 +123,7 @@ def curve(
     test: Any = None,
     seed: int = 0,
     draws: int = 1000,
+    fitted: Attribution | None = None,
     progress: bool = True,
     **where: Any,
 ) -> Curve:
@@ -138,6 +140,8 @@ def curve(
         Share of design units that is held out, drawn by seed.
     test
         A store whose rows are held out instead; then every row of `source` may be fitted.
+    fitted
+        What this estimator made of all rows that are not held out, where it is known: then it is not fitted again.
     """
     if not 0 < held_out < 1:
         raise RequestError(f"held_out is {held_out}; it must be between 0 and 1")
@@ -159,7 +163,10 @@ def curve(
     scores = []
     with Progress("curve", len(numbers), "fits", show=progress) as bar:
         for size in numbers:
-            attribution = fit_problem(training.take(np.arange(size)), resolve(estimator), progress=False)
+            known = fitted is not None and size == training.n_rows
+            attribution = (
+                fitted if known else fit_problem(training.take(np.arange(size)), resolve(estimator), progress=False)
+            )
             scores.append(score(attribution, testing, draws=draws, confidence=0.95, seed=seed))
             bar.advance()
     return Curve(numbers, tuple(scores))

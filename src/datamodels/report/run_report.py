@@ -142,7 +142,16 @@ def _growth(attribution: Attribution, store: Path, test: Path, progress: bool) -
     estimator = from_description(attribution.provenance["estimator"])
     targets = _targets(attribution)
     keys = _keys(attribution)
-    return curve(store, estimator, test=test, rows=source["rows"], targets=targets, progress=progress, **keys)
+    return curve(
+        store,
+        estimator,
+        test=test,
+        rows=source["rows"],
+        targets=targets,
+        fitted=attribution,
+        progress=progress,
+        **keys,
+    )
 
 
 def _keys(attribution: Attribution) -> dict[str, Any]:
