@@ -113,6 +113,8 @@ def test_published_matrices_are_fitted_directly(folder: Path, capsys: pytest.Cap
     curve = in_process(capsys, "curve", *files, "--sizes", "50,100,200", "--reach", "0.5", "--plot", "c.png")
     assert [point["models"] for point in curve["points"]] == [50, 100, 200]
     assert curve["reach"]["models"] > 0
+    alone = in_process(capsys, "curve", *files, "--sizes", "200", "--reach", "0.5")
+    assert alone["reach"] == {"lds": 0.5, "models": None, "models_ci": None}
     assert Path("c.png").stat().st_size > 1000
 
 
@@ -192,7 +194,10 @@ def test_fits_that_follow_and_selections_in_commands(folder: Path, capsys: pytes
     np.save("p.npy", np.where(np.arange(10) < 3, np.inf, 1.0))
     in_process(capsys, "fit", "st", "--penalty", "p.npy", "--memory", "1MB", "--out", "p.h5ad")
     assert not Attribution.load("p.h5ad").weights[:3].any()
-    assert "text like 500MB" in in_process(capsys, "fit", "st", "--memory", "much", "--out", "b.h5ad", status=2)
+    assert "text with a unit like 500MB" in in_process(
+        capsys, "fit", "st", "--memory", "much", "--out", "b.h5ad", status=2
+    )
+    assert "with a unit like 500MB" in in_process(capsys, "fit", "st", "--memory", "8", "--out", "b.h5ad", status=2)
     assert "give a rate between 0 and 1" in in_process(
         capsys, "select", "st", "--fdr", "2", "--out", "s.h5ad", status=2
     )

@@ -266,7 +266,7 @@ def test_a_small_memory_gives_the_same_answer(estimator: Lasso, shape: tuple[int
     p = plant(*shape, 5, noise=0.5)
     options = {"masks": p.masks, "outputs": p.outputs, "estimator": estimator, "progress": False}
     table = fit(**options)  # type: ignore[arg-type]
-    demand = fit(memory=1, **options)  # type: ignore[arg-type]
+    demand = fit(memory=1024, **options)  # type: ignore[arg-type]
     np.testing.assert_allclose(demand.weights, table.weights, atol=1e-6)
     np.testing.assert_allclose(demand.bias, table.bias, atol=1e-6)
     for fact in ("lam", "val_r2", "path_val_error"):
@@ -322,15 +322,23 @@ def test_packed_rows_hold_several_sources_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(5, 5), ("5", 5), ("2KB", 2048), ("1.5 MiB", 3 << 19), ("8g", 8 << 30), ("1 T", 1 << 40)],
+    [
+        (5, 5),
+        (5e9, 5_000_000_000),
+        ("4096", 4096),
+        ("2KB", 2048),
+        ("1.5 MiB", 3 << 19),
+        ("8g", 8 << 30),
+        ("1 T", 1 << 40),
+    ],
 )
-def test_memory_is_read_as_people_write_it(given: int | str, expected: int) -> None:
+def test_memory_is_read_as_people_write_it(given: float | str, expected: int) -> None:
     assert memory.bytes_of(given) == expected
 
 
-@pytest.mark.parametrize("given", [0, -1, "much", "0GB", "3 parsecs"])
-def test_memory_that_is_none_is_refused(given: int | str) -> None:
-    with pytest.raises(RequestError, match="text like 500MB or 8GB"):
+@pytest.mark.parametrize("given", [0, -1, "8", float("inf"), "much", "0GB", "3 parsecs"])
+def test_memory_that_is_none_is_refused(given: float | str) -> None:
+    with pytest.raises(RequestError, match="unit like 500MB or 8GB"):
         memory.bytes_of(given)
 
 

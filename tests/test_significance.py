@@ -478,7 +478,7 @@ class TestFiles:
         path = selection.save(tmp_path / "a.h5ad")
         with pytest.raises(RequestError, match="no file of intervals \\(it holds selection\\)"):
             Intervals.load(path)
-        with pytest.raises(RequestError, match="without datamodels in it"):
+        with pytest.raises(RequestError, match="holds selection, not weights to predict with"):
             Attribution.load(path)
         with pytest.raises(RequestError, match=r"must end in \.h5ad"):
             made.save(tmp_path / "a.npz")

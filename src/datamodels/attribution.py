@@ -199,7 +199,11 @@ class Attribution:
         """
         data = read_h5ad(path)
         if _UNS not in data.uns:
-            raise RequestError(f"{str(path)!r} is an AnnData file without datamodels in it (no uns[{_UNS!r}])")
+            other = next((key for key in data.uns if str(key).startswith(f"{_UNS}_")), None)
+            holds = (
+                f"holds {other.removeprefix(f'{_UNS}_')}, not weights to predict with" if other else "is no attribution"
+            )
+            raise RequestError(f"{str(path)!r} {holds}: give a file that `datamodels fit` wrote (it has uns[{_UNS!r}])")
         return cls.from_anndata(data)
 
     @classmethod

@@ -260,7 +260,10 @@ def curve(
     ]
     if result.asymptote is not None:
         lines.append(f"estimate for unlimited models: {result.asymptote:.3f}")
-    if reach is not None:
+    if reach is not None and result.asymptote is None:
+        facts["reach"] = {"lds": reach, "models": None, "models_ci": None}
+        lines.append("no estimate of more models: that needs at least two sizes with a positive LDS")
+    elif reach is not None:
         need, (low, high) = result.models_for(reach), result.models_for_interval(reach)
         facts["reach"] = {"lds": reach, "models": need, "models_ci": [low, high]}
         amounts = ["never" if end is None else f"{end:,.0f}" for end in (need, low, high)]

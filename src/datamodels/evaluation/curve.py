@@ -163,10 +163,10 @@ def curve(
     scores = []
     with Progress("curve", len(numbers), "fits", show=progress) as bar:
         for size in numbers:
-            known = fitted is not None and size == training.n_rows
-            attribution = (
-                fitted if known else fit_problem(training.take(np.arange(size)), resolve(estimator), progress=False)
-            )
+            if fitted is not None and size == training.n_rows:
+                attribution = fitted
+            else:
+                attribution = fit_problem(training.take(np.arange(size)), resolve(estimator), progress=False)
             scores.append(score(attribution, testing, draws=draws, confidence=0.95, seed=seed))
             bar.advance()
     return Curve(numbers, tuple(scores))
