@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from datamodels import DifferenceInMeans, ElasticNet, Lasso, Ridge, fit
 from datamodels.design import Design
 from datamodels.errors import RequestError
-from datamodels.regression import bits, memory, row_path
+from datamodels import memory
+from datamodels.regression import bits, row_path
 from datamodels.regression.certificate import relative_gap
 from datamodels.regression.path import lambda_grid, lambda_max, solve_at, solve_path
 from datamodels.regression.problem import Problem

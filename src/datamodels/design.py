@@ -23,9 +23,9 @@ from pydantic.dataclasses import dataclass
 from datamodels.errors import RequestError
 
 Kind = Literal["fixed_size", "bernoulli", "grouped", "stratified", "antithetic", "leave_one_out", "explicit"]
-Stream = Literal["mask", "init", "order", "task"]
+Stream = Literal["mask", "init", "order", "task", "augment"]
 
-_STREAMS: dict[str, int] = {"mask": 0, "init": 1, "order": 2, "task": 3}
+_STREAMS: dict[str, int] = {"mask": 0, "init": 1, "order": 2, "task": 3, "augment": 4}
 _NEEDS_ALPHA = ("fixed_size", "bernoulli", "grouped", "stratified")
 
 
@@ -261,7 +261,7 @@ class Design:
         return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAMS[stream], i)))
 
     def rng(self, i: int, stream: Stream = "task") -> np.random.Generator:
-        """A generator of row i alone: ``init`` for weights, ``order`` for data order, ``task`` for
+        """A generator of row i alone: ``init`` for weights, ``order`` for data order, ``augment`` for changed pictures, ``task`` for
         everything else. Replicates share a mask and nothing else."""
         return np.random.Generator(self._philox(stream, i))
 

@@ -53,6 +53,9 @@ Eps = Annotated[float | None, typer.Option(help="Smallest lambda over the larges
 L1Ratio = Annotated[float | None, typer.Option(help="Share of the l1 penalty (elastic net).")]
 ValFraction = Annotated[float | None, typer.Option(help="Share of rows that choose lambda.")]
 Folds = Annotated[int | None, typer.Option(help="Folds that choose lambda, instead of a share of rows.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", help="YAML file: dataset, recipe (how models are trained), outputs.")
+]
 Memory = Annotated[
     str | None, typer.Option("--memory", help="Memory for tables of counts, as 8GB; most of what is free by default.")
 ]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datamodels.cli.common import ExecutorName, Json, Seed, StorePath, emit, read_labels
+from datamodels.cli.common import ExecutorName, Json, Recipe, Seed, StorePath, emit, read_labels
 from datamodels.errors import RequestError
 
 if TYPE_CHECKING:
     from datamodels.design import Design
+    from datamodels.sweep import Sweep
 
 
 def init(
     store: StorePath,
-    spec: Annotated[Path, typer.Option(help="JSON file: num_models and schema.")],
+    spec: Annotated[Path | None, typer.Option(help="JSON file: num_models and schema.")] = None,
+    recipe: Recipe = None,
+    models: Annotated[int | None, typer.Option(help="Number of models, with --recipe.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Share of the training set that one model sees.")] = None,
     n_train: Annotated[int | None, typer.Option(help="Number of training examples; gives the store a design.")] = None,
     kind: Annotated[
@@ -34,24 +37,59 @@ def init(
         Path | None,
         typer.Option(help="Class of each training example; lets train report subsets that lack one."),
     ] = None,
+    sweep: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file: parameters, kind (grid, random) and seed of a sweep.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a store. With a design, subsets are drawn by us; without, the task returns its own masks.
+    With a sweep, each row has its training parameters, which the task gets as params. A recipe says by itself
+    what the store holds, and its dataset how many training examples and which classes there are.
+
+    Example: datamodels init runs/a --recipe recipe.yaml --models 1000 --alpha 0.5
 
     Example: datamodels init runs/a --spec spec.json --alpha 0.5 --n-train 1300 --seed 1
     """
     from datamodels.spec import Spec
     from datamodels.store import Store
+    from datamodels.sweep import Sweep
 
-    parsed = Spec.read(spec)
+    classes = None if labels is None else read_labels(labels)
+    if recipe is not None:
+        from datamodels.training.ensemble import TrainRecipe
+
+        if spec is not None or n_train is not None:
+            raise RequestError("--recipe says what the store holds: leave out --spec and --n-train")
+        if models is None:
+            raise RequestError("--recipe needs --models, the number of models")
+        task = TrainRecipe.read(recipe)
+        parsed = Spec.model_validate({"num_models": models, "schema": task.schema})
+        n_train = task.n_train
+        classes = task.data.train.y if classes is None else classes
+    elif spec is None or models is not None:
+        raise RequestError("give --spec, a JSON file with num_models and schema; or --recipe and --models")
+    else:
+        parsed = Spec.read(spec)
     design = None
     if masks is not None or n_train is not None or alpha is not None:
         design = _design(parsed.num_models, alpha, n_train, kind, seed, replicates, groups, strata, masks)
     elif kind != "fixed_size" or groups or strata or seed or replicates != 1:
         raise RequestError("a design needs --n-train (and --alpha for most kinds)")
-    made = Store.create(store, spec=parsed, design=design, labels=None if labels is None else read_labels(labels))
-    text = f"made a store of {made.n_models} models at {store}"
+    made = Store.create(
+        store,
+        spec=parsed,
+        design=design,
+        sweep=None if sweep is None else Sweep.read(sweep),
+        labels=classes,
+    )
+    text = f"made a store of {made.n_models} models at {store}" + _settings(made.sweep)
     emit({"store": str(store), "models": made.n_models, "keys": made.keys}, text, as_json)
+
+
+def _settings(sweep: Sweep | None) -> str:
+    if sweep is None:
+        return ""
+    return ", random settings" if sweep.size is None else f", {sweep.size} settings"
 
 
 def _design(
@@ -88,8 +126,10 @@ def _design(
 def train(
     store: StorePath,
     task: Annotated[
-        str, typer.Option(help="PKG.MODULE:FUNCTION; takes index, and mask, rng, logdir if it names them.")
-    ],
+        str | None,
+        typer.Option(help="PKG.MODULE:FUNCTION; takes index, and mask, rng, params, logdir if it names them."),
+    ] = None,
+    recipe: Recipe = None,
     jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
     executor: Annotated[
         ExecutorName, typer.Option(help="local: worker processes; inline: this process.")
@@ -101,13 +141,22 @@ def train(
 ) -> None:
     """Run a task over the rows that are not complete. Running it again does what is missing.
 
+    Example: datamodels train runs/a --recipe recipe.yaml
+
     Example: datamodels train runs/a --task mypackage.train:main --jobs 8
     """
     from datamodels.training.campaign import train as run
     from datamodels.training.task import make_importable
 
+    if (task is None) == (recipe is None):
+        raise RequestError("give --task or --recipe, one of them")
     make_importable(Path.cwd())
-    summary = run(store, task, executor=executor.value, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
+    work: Any = task
+    if recipe is not None:
+        from datamodels.training.ensemble import TrainRecipe
+
+        work = TrainRecipe.read(recipe)
+    summary = run(store, work, executor=executor.value, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
     state = (
         f"stopped as asked ({summary.stopped}), {summary.pending} not reached"
         if summary.ok and summary.stopped and summary.pending
@@ -121,18 +170,19 @@ def train(
 
 
 def status(store: StorePath, as_json: Json = False) -> None:
-    """How many rows are complete, failed and pending, and how long the rest will take.
+    """How many rows are complete, failed and pending, how many settings a sweep has, and how long the rest will take.
 
     Example: datamodels status runs/a --json
     """
     from datamodels.progress import duration
     from datamodels.store import Store
 
-    now = Store.open(store).status()
-    text = f"{now.completed} of {now.models} complete, {now.failed} failed, {now.pending} pending"
+    opened = Store.open(store)
+    now, sweep = opened.status(), opened.sweep
+    text = f"{now.completed} of {now.models} complete, {now.failed} failed, {now.pending} pending" + _settings(sweep)
     if now.rows_per_second:
         text += f"; {now.rows_per_second:.3g} rows/s, {duration(now.seconds_left)} left"
-    emit(now.to_dict(), text, as_json)
+    emit({**now.to_dict(), "settings": sweep and sweep.size}, text, as_json)
 
 
 def verify(store: StorePath, as_json: Json = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ N_TRAIN = 1300
 def digits() -> Dataset:
     """Digits 5 to 9 against 0 to 4, so that the ten digits are hidden subgroups.
 
-    The first 1,300 digits of the file train, the last 497 test; pixels are scaled to [0, 1].
+    The first 1,300 digits of the file train, the last 497 test; x is (k, 64), pixels scaled to [0, 1].
     """
     from sklearn.datasets import load_digits
 
@@ -27,4 +28,14 @@ def digits() -> Dataset:
     def split(part: slice) -> Split:
         return Split(x[part], (target[part] >= 5).astype(np.int64), target[part], images[part])
 
-    return Dataset("digits", split(slice(None, N_TRAIN)), split(slice(N_TRAIN, None)), ("0 to 4", "5 to 9"), "digit")
+    names = tuple(str(digit) for digit in range(10))
+    return Dataset(
+        "digits", split(slice(None, N_TRAIN)), split(slice(N_TRAIN, None)), ("0 to 4", "5 to 9"), "digit", names
+    )
+
+
+def digit_pictures() -> Dataset:
+    """`digits` with x of shape (k, 1, 8, 8)."""
+    data = digits()
+    train, test = (replace(split, x=split.x.reshape(-1, 1, 8, 8)) for split in (data.train, data.test))
+    return replace(data, name="digits:pictures", train=train, test=test)

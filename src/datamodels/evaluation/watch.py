@@ -15,9 +15,9 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.curve import Curve
 from datamodels.evaluation.lds import LDS, score
+from datamodels.memory import bytes_of
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import attribution_of, fit_problem, resolve
-from datamodels.regression.memory import bytes_of
 from datamodels.regression.problem import OUTPUTS, Problem, Source
 from datamodels.regression.statistics import SplitStatistics
 from datamodels.spec import MASKS

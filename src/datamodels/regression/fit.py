@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
+from datamodels.memory import bytes_of
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
-from datamodels.regression.memory import bytes_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution

@@ -19,6 +19,7 @@ from datamodels.design import Design, label_codes
 from datamodels.errors import RequestError, RowError, first_line
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
 from datamodels.store.records import Merged, Status, Verified
+from datamodels.sweep import Sweep
 
 FORMAT_VERSION = 1
 
@@ -35,6 +36,8 @@ class Store(ABC):
         The schema and the number of models.
     design
         How subsets are drawn, or None when the task returns its own masks.
+    sweep
+        The training parameters of each row, or None.
     path
         Where the store is.
     """
@@ -44,6 +47,7 @@ class Store(ABC):
     path: Path
     spec: Spec
     design: Design | None
+    sweep: Sweep | None
 
     @staticmethod
     def _backend(path: str | Path) -> type[Store]:
@@ -62,6 +66,7 @@ class Store(ABC):
         schema: Mapping[str, Any] | None = None,
         spec: Spec | None = None,
         design: Design | None = None,
+        sweep: Sweep | None = None,
         labels: ArrayLike | None = None,
     ) -> Store:
         """Make a store where there is none.
@@ -79,6 +84,9 @@ class Store(ABC):
         design
             How subsets are drawn. The key ``masks`` is then filled by the store, and added to a
             ``schema`` that lacks it.
+        sweep
+            The training parameters of each row, which a task gets as ``params``. Its keys ``param_<name>``
+            are filled by the store, and added to a ``schema`` or ``spec`` that lacks them.
         labels
             Class of each training example, (n_train,), kept with the store; lets `train` report
             subsets that lack a class.
@@ -88,11 +96,11 @@ class Store(ABC):
         StoreError
             when there is a store already. Nothing is emptied or overwritten.
         RequestError
-            when schema, spec and design do not go together.
+            when schema, spec, design and sweep do not go together.
         """
-        spec = _plan(schema, spec, design)
+        spec = _plan(schema, spec, design, sweep)
         codes = None if labels is None else _check_labels(labels, design)
-        return cls._backend(path)._create(Path(path), spec, design, codes)
+        return cls._backend(path)._create(Path(path), spec, design, sweep, codes)
 
     @classmethod
     def open_or_create(
@@ -102,6 +110,7 @@ class Store(ABC):
         schema: Mapping[str, Any] | None = None,
         spec: Spec | None = None,
         design: Design | None = None,
+        sweep: Sweep | None = None,
         labels: ArrayLike | None = None,
     ) -> Store:
         """The store at `path`, made when there is none: for scripts that are run again and again.
@@ -111,13 +120,14 @@ class Store(ABC):
         Raises
         ------
         RequestError
-            when there is a store with another schema, design or number of models.
+            when there is a store with another sweep, schema, design or number of models.
         """
         backend = cls._backend(path)
         if not backend._exists(Path(path)):
-            return cls.create(path, schema=schema, spec=spec, design=design, labels=labels)
-        store, wanted = backend._open(Path(path)), _plan(schema, spec, design)
+            return cls.create(path, schema=schema, spec=spec, design=design, sweep=sweep, labels=labels)
+        store, wanted = backend._open(Path(path)), _plan(schema, spec, design, sweep)
         for what, mine, given in (
+            ("sweep", store.sweep, sweep),
             ("schema", store.spec.fields, wanted.fields),
             ("design", store.design and store.design.identity, design and design.identity),
             ("number of models", store.n_models, wanted.num_models),
@@ -144,7 +154,9 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def _create(cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None) -> Store: ...
+    def _create(
+        cls, path: Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
+    ) -> Store: ...
 
     @classmethod
     @abstractmethod
@@ -188,6 +200,25 @@ class Store(ABC):
             return self.design.masks(start, stop)
         raise RequestError(f"the store {str(self.path)!r} has no key {key!r}; it has {self.keys}")
 
+    def parameters(self, start: int = 0, stop: int | None = None) -> dict[str, NDArray[Any]]:
+        """The training parameters of rows start..stop-1, name -> (rows,): float64, int64 or bool, and object
+        for values that are no numbers.
+
+        Raises
+        ------
+        RequestError
+            when the store has no sweep.
+        """
+        if self.sweep is None:
+            raise RequestError(
+                f"the store {str(self.path)!r} has no sweep, so its rows have no parameters; make one with "
+                "sweep=Sweep(...) or --sweep"
+            )
+        stop = self.n_models if stop is None else stop
+        if not 0 <= start <= stop <= self.n_models:
+            raise IndexError(f"rows {start}..{stop} are outside of the store's rows 0..{self.n_models}")
+        return self.sweep.columns(start, stop)
+
     def field(self, key: str) -> KeySpec:
         """The schema of a key."""
         if key not in self.spec.fields:
@@ -212,7 +243,8 @@ class Store(ABC):
         rows
             Indices, each at most once.
         values
-            key -> array-like (len(rows), *shape). With a design, ``masks`` may be left out.
+            key -> array-like (len(rows), *shape). With a design, ``masks`` may be left out; with a sweep,
+            its keys ``param_<name>``.
         overwrite
             Whether rows that are complete are written again; otherwise they are left alone.
 
@@ -234,7 +266,7 @@ class Store(ABC):
         outside = index[(index < 0) | (index >= self.n_models)]
         if len(outside):
             raise RequestError(f"row {outside[0]} is outside of the store's rows 0..{self.n_models - 1}")
-        ready = check_rows(self.spec.fields, self._with_masks(index, values), len(index))
+        ready = check_rows(self.spec.fields, self._with_parameters(index, self._with_masks(index, values)), len(index))
         return self._write_rows(index, ready, overwrite)
 
     @abstractmethod
@@ -253,6 +285,19 @@ class Store(ABC):
                     "train on the mask that is passed to the task, and leave 'masks' out of its result"
                 )
         return {**values, MASKS: masks}
+
+    def _with_parameters(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`values` with the keys of the sweep, after a look at those that the task returned."""
+        if self.sweep is None or not isinstance(values, Mapping):
+            return values
+        drawn = self.sweep.keys_of(rows)
+        for key in drawn.keys() & values.keys():
+            if not np.array_equal(np.asarray(values[key]), drawn[key]):
+                raise RowError(
+                    f"{key!r} that the task returned is not that of the store's sweep; train with the params that "
+                    f"are passed to the task, and leave {key!r} out of its result"
+                )
+        return {**values, **drawn}
 
     @abstractmethod
     def extend(self, k: int) -> None:
@@ -310,7 +355,8 @@ class Store(ABC):
         )
 
     def verify(self) -> Verified:
-        """Recompute the checksum of every completed row, and compare its mask with the design's."""
+        """Recompute the checksum of every completed row, and compare its mask with the design's and its
+        parameters with the sweep's."""
         done = np.flatnonzero(self.completed())  # before the checksums, which a row has before it is marked
         sums = self.checksums()
         bad = []
@@ -326,8 +372,13 @@ class Store(ABC):
     def _is_good(self, row: int, values: Mapping[str, Any], sums: NDArray[np.uint32] | None) -> bool:
         if sums is not None and row_checksum(row, values) != int(sums[row]):
             return False
-        drawn = self.design is not None and MASKS in values
-        return not drawn or bool(np.array_equal(values[MASKS], self.design.mask(row)))  # type: ignore[union-attr]
+        if self.sweep is not None:
+            drawn = self.sweep.keys_of([row])
+            if any(values[key] != value[0] for key, value in drawn.items()):
+                return False
+        if self.design is None or MASKS not in values:
+            return True
+        return bool(np.array_equal(values[MASKS], self.design.mask(row)))
 
     def _is_good_now(self, row: int) -> bool:
         """Look again, since the row may be written at this moment; a row that is not marked is no bad row."""
@@ -339,7 +390,7 @@ class Store(ABC):
         return False
 
     def merge(self, other: Store) -> Merged:
-        """Copy the completed rows of another store of the same design that are missing here.
+        """Copy the completed rows of another store of the same design and sweep that are missing here.
 
         Rows whose checksum is wrong there are not copied. Rows that are complete in both are left
         alone; those whose content differs are named in the result.
@@ -347,8 +398,12 @@ class Store(ABC):
         Raises
         ------
         RequestError
-            when schema or design differ, or the other store has rows that this one lacks.
+            when schema, design or sweep differ, or the other store has rows that this one lacks.
         """
+        if self.sweep != other.sweep:
+            raise RequestError(
+                f"{str(other.path)!r} has another sweep than {str(self.path)!r}: row i has other training parameters"
+            )
         if self.spec.fields != other.spec.fields:
             raise RequestError(f"{str(other.path)!r} has another schema than {str(self.path)!r}")
         mine, theirs = self.design, other.design
@@ -390,9 +445,9 @@ class Store(ABC):
     @property
     def identity(self) -> str:
         """What row numbers refer to: stores of equal identity have the same model in row i."""
-        if self.design is not None:
-            return f"design:{self.design.identity}"
-        return self._origin()
+        if self.design is None:
+            return self._origin()
+        return f"design:{self.design.identity}" + (f" sweep:{self.sweep.identity}" if self.sweep else "")
 
     @abstractmethod
     def _origin(self) -> str:
@@ -423,8 +478,8 @@ def _floating(field: KeySpec) -> bool:
     return field.numpy_dtype.kind in "fc"
 
 
-def _plan(schema: Mapping[str, Any] | None, spec: Spec | None, design: Design | None) -> Spec:
-    """The spec that `Store.create` is asked for, checked against the design."""
+def _plan(schema: Mapping[str, Any] | None, spec: Spec | None, design: Design | None, sweep: Sweep | None) -> Spec:
+    """The spec that `Store.create` is asked for, checked against the design, with the keys of the sweep."""
     if spec is None:
         if schema is None or design is None:
             raise RequestError("give a spec, or a schema and a design")
@@ -440,7 +495,18 @@ def _plan(schema: Mapping[str, Any] | None, spec: Spec | None, design: Design | 
     elif schema is not None:
         raise RequestError("give a spec or a schema, not both")
     _check_design(spec, design)
-    return spec
+    return spec if sweep is None else _with_sweep(spec, sweep)
+
+
+def _with_sweep(spec: Spec, sweep: Sweep) -> Spec:
+    drawn = {key: KeySpec.model_validate(field) for key, field in sweep.schema.items()}
+    for key in drawn.keys() & spec.fields.keys():
+        if spec.fields[key] != drawn[key]:
+            raise RequestError(
+                f"{key!r} is {spec.fields[key].dtype} {spec.fields[key].shape} in the schema; the sweep fills it with "
+                f"one {drawn[key].dtype} per row: leave it out of the schema"
+            )
+    return spec.model_copy(update={"fields": {**spec.fields, **drawn}})
 
 
 def _check_design(spec: Spec, design: Design | None) -> None:

@@ -37,6 +37,7 @@ from datamodels.store.array import (
     write_atomically,
 )
 from datamodels.store.base import FORMAT_VERSION, Store, row_checksum
+from datamodels.sweep import Sweep
 from datamodels.version import versions
 
 _META = "store.json"
@@ -53,19 +54,23 @@ class NpyStore(Store):
         path: Path,
         spec: Spec,
         design: Design | None,
+        sweep: Sweep | None,
         arrays: dict[str, RowArray],
         meta: dict[str, Any] | None,
     ) -> None:
         self.path = path
         self.spec = spec
         self.design = design
+        self.sweep = sweep
         self._arrays = arrays
         self._meta = meta
 
     # -- creation and opening -----------------------------------------------------------------------
 
     @classmethod
-    def _create(cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None) -> Store:
+    def _create(
+        cls, path: Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
+    ) -> Store:
         for name in (_META, f"{COMPLETED}.npy"):
             if (path / name).exists():
                 raise StoreError(
@@ -74,7 +79,7 @@ class NpyStore(Store):
         made: list[Path] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            cls._create_files(path, spec, design, labels, made)
+            cls._create_files(path, spec, design, sweep, labels, made)
         except FileExistsError as error:
             remove(made)
             raise StoreError(
@@ -92,7 +97,13 @@ class NpyStore(Store):
 
     @classmethod
     def _create_files(
-        cls, path: Path, spec: Spec, design: Design | None, labels: NDArray[np.int64] | None, made: list[Path]
+        cls,
+        path: Path,
+        spec: Spec,
+        design: Design | None,
+        sweep: Sweep | None,
+        labels: NDArray[np.int64] | None,
+        made: list[Path],
     ) -> None:
         rows = spec.num_models
         for key, field in spec.fields.items():
@@ -110,6 +121,8 @@ class NpyStore(Store):
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         }
+        if sweep is not None:
+            meta |= {"sweep": sweep.to_dict(), "sweep_identity": sweep.identity}
         made.append(path / _META)
         _write_meta(path, meta, spec, design)
         # Last, since a folder without it is no store.
@@ -137,8 +150,13 @@ class NpyStore(Store):
         try:
             spec = Spec.model_validate(meta["spec"])
             design = _read_design(path, meta.get("design"))
+            sweep = Sweep.from_dict(meta["sweep"]) if "sweep" in meta else None
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStoreError(f"{path / _META} is damaged: {first_line(error)}") from None
+        if sweep is not None and sweep.identity != meta.get("sweep_identity"):
+            raise CorruptStoreError(
+                f"{path / _META} was edited: its sweep is not the one that the store was made with; put the original back"
+            )
         arrays = {name: RowArray.read(path / f"{name}.npy") for name in [*spec.fields, CHECKSUM, COMPLETED]}
         for key, field in spec.fields.items():
             found = arrays[key]
@@ -149,7 +167,7 @@ class NpyStore(Store):
                 )
         for array in arrays.values():
             array.check_size(spec.num_models)
-        return cls(path, spec, design, arrays, meta)
+        return cls(path, spec, design, sweep, arrays, meta)
 
     @classmethod
     def _open_classic(cls, path: Path) -> Store:
@@ -175,7 +193,7 @@ class NpyStore(Store):
         }
         for array in arrays.values():
             array.check_size(rows)
-        return cls(path, Spec.model_validate({"num_models": rows, "schema": schema}), None, arrays, None)
+        return cls(path, Spec.model_validate({"num_models": rows, "schema": schema}), None, None, arrays, None)
 
     # -- reading --------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def train(
     store
         A store or its folder.
     task
-        A function ``index -> {key: array}``, a `block_task`, or ``"PKG.MODULE:FUNCTION"``. It may also
+        A function ``index -> {key: array}``, a `block_task`, a `TrainRecipe`, or ``"PKG.MODULE:FUNCTION"``. It may also
         name ``mask`` (the row's subset, bool (n_train,)), ``rng`` (a numpy Generator of that row),
         ``logdir`` (a folder of that row) and ``design``.
     executor

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,3 +63,123 @@ def margins_from_proba(proba: ArrayLike, labels: ArrayLike, *, eps: float = 1e-6
     Probabilities are clipped to [eps, 1] first, so margins lie within ± log(1/eps).
     """
     return margins(np.log(np.clip(np.asarray(proba, dtype=np.float64), eps, 1.0)), labels)
+
+
+def losses(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Cross-entropy ``-log p`` of the label's probability p, in nats.
+
+    Shapes as in `margins`; equal to ``log(1 + exp(-log_odds_margins))``.
+    """
+    return np.logaddexp(0.0, -log_odds_margins(logits, labels))
+
+
+def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
+    """Whether the label's logit is larger than every other one: a tie is wrong.
+
+    Shapes as in `margins`; true where the margin is positive.
+    """
+    chosen, others = _split(logits, labels)
+    return chosen > others.max(axis=-1)
+
+
+def _logits(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """The logits themselves, (..., k, classes)."""
+    return np.asarray(logits, dtype=np.float64)
+
+
+OUTPUTS: dict[str, Callable[[ArrayLike, ArrayLike], NDArray[Any]]] = {
+    "margins": margins,
+    "log_odds_margins": log_odds_margins,
+    "logits": _logits,
+    "losses": losses,
+    "correct": correct,
+}
+"""Outputs by name: functions of logits (..., k, classes) and labels (k,)."""
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of outputs, each known and given once.
+
+    Raises
+    ------
+    RequestError
+        when they are not.
+    """
+    if isinstance(names, str) or not names or len(set(names)) < len(names) or not set(names) <= set(OUTPUTS):
+        raise RequestError(f"outputs are {names!r}; give a list of names, each at most once, out of {list(OUTPUTS)}")
+    return tuple(names)
+
+
+def outputs_of(names: Sequence[str], logits: ArrayLike, labels: ArrayLike) -> dict[str, NDArray[Any]]:
+    """Several outputs of the same logits, by name.
+
+    Parameters
+    ----------
+    names
+        Keys of `OUTPUTS`.
+    logits
+        (..., k, classes).
+    labels
+        (k,) integers.
+
+    Returns
+    -------
+    dict
+        name -> (..., k), for ``logits`` (..., k, classes).
+
+    Raises
+    ------
+    RequestError
+        for an unknown name, and for logits and labels that do not go together.
+    """
+    return {name: OUTPUTS[name](logits, labels) for name in check_names(names)}
+
+
+def schema_of(
+    names: Sequence[str],
+    n_examples: int,
+    n_classes: int,
+    dtype: str = "float32",
+    prefix: str = "",
+    of: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Schema entries of a store for what `outputs_of` returns for one row.
+
+    Parameters
+    ----------
+    names
+        Keys of `OUTPUTS`.
+    n_examples, n_classes
+        k and the number of classes.
+    dtype
+        Of all keys but ``correct``, which is bool. In float16 a value is rounded to 11 bits; the store
+        refuses a row with a value beyond ± 65504.
+    prefix
+        What keys start with, for example ``"train_"``.
+    of
+        ``"train"`` when example j is train example j, so that fits leave out the models that saw it.
+
+    Returns
+    -------
+    dict
+        ``{prefix + name: {"shape": ..., "dtype": ...}}``, with ``"of"`` when it is given.
+
+    Raises
+    ------
+    RequestError
+        for an unknown name, and for ``logits`` of the train examples: their last axis is the classes
+        and not the examples.
+    """
+    if of == "train" and "logits" in names:
+        raise RequestError(
+            'logits (k, classes) cannot be recorded of the train examples, since a key that is "of": "train" has '
+            "the examples on its last axis; take margins, log_odds_margins, losses or correct"
+        )
+    return {
+        prefix + name: {
+            "shape": (n_examples, n_classes) if name == "logits" else (n_examples,),
+            "dtype": "bool" if name == "correct" else dtype,
+            **({} if of is None else {"of": of}),
+        }
+        for name in check_names(names)
+    }

@@ -39,8 +39,10 @@ def block_task(function: Function | None = None, *, block_size: int = 100) -> An
     """Mark a function as a block task, as a decorator or as a call.
 
     The function takes ``indices`` and, when it names them, ``masks`` (k, n_train), ``rngs`` (one
-    generator per row), ``design`` and ``logdir``; it returns ``{key: array (k, ...)}``. For a row to be
-    the same in any block, draw what is random from the row's own generators.
+    generator per row), ``params`` (one dict of training parameters per row, from a `Sweep`; without one a default
+    holds), ``design``
+    and ``logdir``; it returns ``{key: array (k, ...)}``. For a row to be the same in any block, draw what
+    is random from the row's own generators.
 
     Parameters
     ----------
@@ -55,7 +57,8 @@ def block_task(function: Function | None = None, *, block_size: int = 100) -> An
 
 
 def load_task(task: str | Function) -> Function:
-    """The callable that ``"PKG.MODULE:FUNCTION"`` names; callables are returned as they are.
+    """The callable that ``"PKG.MODULE:FUNCTION"`` names; other callables are returned as they are, or as the
+    `BlockTask` in their attribute ``block_task``.
 
     Raises
     ------
@@ -65,7 +68,8 @@ def load_task(task: str | Function) -> Function:
     if not isinstance(task, str):
         if not callable(task):
             raise RequestError(f"a task is a function or 'PKG.MODULE:FUNCTION', not {task!r}")
-        return task
+        whole = getattr(task, "block_task", None)
+        return whole if isinstance(whole, BlockTask) else task
     module_name, colon, name = task.partition(":")
     if module_name.endswith(".py"):
         raise RequestError(
@@ -86,10 +90,14 @@ def load_task(task: str | Function) -> Function:
 def fingerprint(function: Function) -> str:
     """Name and source of a task, ``NAME#HASH``: another one means that rows come from other code.
 
-    Only the function itself is looked at, not what it calls.
+    Only the function itself is looked at, not what it calls. An object that is called, which has no
+    source of its own, can say what it depends on in an attribute ``fingerprint``, a string used as HASH.
     """
     inner = function.function if isinstance(function, BlockTask) else function
     name = f"{getattr(inner, '__module__', '?')}:{getattr(inner, '__qualname__', type(inner).__name__)}"
+    own = getattr(inner, "fingerprint", None)
+    if isinstance(own, str):
+        return f"{name}#{own}"
     try:
         source = inspect.getsource(inner)
     except (OSError, TypeError):
@@ -97,9 +105,9 @@ def fingerprint(function: Function) -> str:
     return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
-_ROW_NAMES = ("index", "mask", "rng", "logdir", "design")
+_ROW_NAMES = ("index", "mask", "rng", "params", "logdir", "design")
 _NEED_DESIGN = ("mask", "masks", "design")
-_BLOCK_NAMES = ("indices", "masks", "rngs", "logdir", "design")
+_BLOCK_NAMES = ("indices", "masks", "rngs", "params", "logdir", "design")
 
 
 def arguments_of(function: Function) -> tuple[bool, tuple[str, ...]]:
@@ -166,6 +174,13 @@ class TaskRunner:
                     f"the task names {wanted[0]!r}, which needs a store with a design "
                     "(make the store with --n-train and --alpha, or design=Design(...))"
                 )
+            if "params" in self._names and store.sweep is None:
+                if not _has_default(self._function, "params"):
+                    raise RequestError(
+                        "the task names 'params', which needs a store with a sweep "
+                        "(make the store with --sweep, or sweep=Sweep(...))"
+                    )
+                self._names = tuple(name for name in self._names if name != "params")
             self._store = store
 
     def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:
@@ -230,12 +245,20 @@ class TaskRunner:
             return store.rng(rows)
         if name == "rngs":
             return [store.rng(int(row)) for row in rows]
+        if name == "params":
+            assert store.sweep is not None
+            return [store.sweep.at(int(row)) for row in rows] if self.whole_blocks else store.sweep.at(rows)
         assert store.design is not None
         if name == "design":
             return store.design
         if name == "mask":
             return store.design.mask(rows)
         return np.stack([store.design.mask(int(row)) for row in rows])
+
+
+def _has_default(function: Function, name: str) -> bool:
+    inner = function.function if isinstance(function, BlockTask) else function
+    return inspect.signature(inner).parameters[name].default is not inspect.Parameter.empty
 
 
 def _check_lengths(values: dict[str, Any], count: int) -> None:

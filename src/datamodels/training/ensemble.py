@@ -1,0 +1,314 @@
+"""Many models of one recipe at once: the engine for it, and the block task that fills a store with their outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels import datasets
+from datamodels.datasets import Dataset
+from datamodels.design import Design
+from datamodels.errors import RequestError
+from datamodels.training.chain import CHAINS, Chain
+from datamodels.training.outputs import check_names, outputs_of, schema_of
+from datamodels.training.recipes import Recipe, read_yaml
+from datamodels.training.streams import Streams
+from datamodels.training.task import BlockTask
+
+Engine = Literal["auto", "compiled", "torch"]
+SplitName = Literal["test", "train"]
+_BLOCK = 100
+_DTYPES = ("float16", "float32", "float64")
+
+
+class Models(Protocol):
+    """K trained models."""
+
+    def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of examples (k, ...), as (K, k, classes)."""
+
+
+def train_models(
+    recipe: Recipe,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    rows: Sequence[Streams],
+    *,
+    n_classes: int,
+    engine: Engine = "auto",
+    device: str = "auto",
+    stack: int | None = None,
+) -> Models:
+    """Train one model per row.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    x, y
+        All training examples, (n, features) or (n, channels, height, width), and their labels (n,).
+    rows
+        What each model sees and draws, see `Streams`.
+    engine
+        ``compiled``: linear models, perceptrons and plain convolutional networks on a CPU, each from first to last step in
+        compiled code. ``torch``: stacked tensors, for all architectures and devices. ``auto``: compiled where it can.
+        Both draw alike, and agree to rounding.
+    device
+        Of the torch engine; ``auto`` is ``cuda`` where there is one.
+    stack
+        Models side by side in the torch engine; by default a short calibration chooses.
+
+    Raises
+    ------
+    RequestError
+        when the recipe is not for such inputs, or the engine not for the recipe.
+    """
+    if engine not in get_args(Engine):
+        raise RequestError(f"engine is {engine!r}; legal: {', '.join(get_args(Engine))}")
+    if stack is not None and stack < 1:
+        raise RequestError(f"stack is {stack}; give 1 or more models")
+    if (recipe.augments or recipe.flip_average) and x.ndim != 4:
+        raise RequestError(
+            f"flip, translate, cutout and flip_average are for pictures (n, channels, height, width); x is {x.shape}"
+        )
+    empty = next((k for k, row in enumerate(rows) if not len(row.members)), None)
+    if empty is not None:
+        raise RequestError(f"model {empty} of {len(rows)} has no training examples; choose a larger alpha")
+    place = "cpu" if engine == "compiled" and device == "auto" else _device(device)
+    possible = recipe.architecture in CHAINS and recipe.precision == "float32" and place == "cpu"
+    if engine == "compiled" and not possible:
+        raise RequestError(
+            f"the compiled engine trains {', '.join(CHAINS)} in float32 on a CPU; the recipe has architecture "
+            f"{recipe.architecture!r}, precision {recipe.precision!r}, and the device is {place!r}: use engine='torch'"
+        )
+    scale = _Standardise.of(recipe, x)
+    inputs = scale(x)
+    trained: Models
+    if engine != "torch" and possible:
+        from datamodels.training.compiled import CompiledModels
+
+        trained = CompiledModels.train(recipe, Chain.of(recipe, x.shape[1:], n_classes), inputs, y, rows)
+    else:
+        from datamodels.training.batched import BatchedModels, stack_of
+
+        made = stack_of(recipe, x.shape[1:], n_classes)
+        trained = BatchedModels.train(
+            recipe, made, inputs, y, rows, n_classes=n_classes, device=place, size=stack
+        )  # fmt: skip
+    return _Judged(trained, scale, recipe.flip_average)
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class _Standardise:
+    """(x - mean) / deviation per channel; the same for every model, whatever it sees."""
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, recipe: Recipe, x: NDArray[np.float32]) -> _Standardise:
+        if not recipe.standardise:
+            return cls(np.zeros(1, np.float32), np.ones(1, np.float32))
+        axes = (0, 2, 3) if x.ndim == 4 else None
+        deviation = x.std(axis=axes, keepdims=True, dtype=np.float64)
+        mean = x.mean(axis=axes, keepdims=True, dtype=np.float64)
+        return cls(mean.astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32))
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (x - self.mean) / self.deviation
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Trained models with what goes before and after them when they are judged."""
+
+    models: Models
+    scale: _Standardise
+    flip_average: bool
+
+    def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = self.scale(x)
+        if not self.flip_average:
+            return self.models.logits(inputs)
+        return 0.5 * self.models.logits(inputs) + 0.5 * self.models.logits(np.ascontiguousarray(inputs[..., ::-1]))
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """The block task that trains a recipe on the subsets of a store's design and records outputs.
+
+    Parameters
+    ----------
+    recipe
+        How models are trained. Where the store has a sweep, its parameters replace values of the recipe, row by row.
+    dataset
+        A dataset, or its name for `datamodels.datasets.load`.
+    outputs
+        Names of what is recorded: ``margins``, ``log_odds_margins``, ``logits``, ``losses``, ``correct``.
+    splits
+        ``test`` examples, ``train`` examples, or both. Outputs on train examples have keys ``train_<name>``.
+    dtype
+        Of the outputs in the store. ``float16`` halves it; a value that does not fit fails its row.
+    engine, device, stack
+        As in `train_models`.
+    block_size
+        Rows that a worker does at a time.
+
+    Examples
+    --------
+    >>> task = TrainRecipe(Recipe(hidden=(32,)), "digits")                      # doctest: +SKIP
+    >>> design = Design(n_train=task.n_train, alpha=0.5, n_models=1000)          # doctest: +SKIP
+    >>> store = Store.create("runs/a", schema=task.schema, design=design)        # doctest: +SKIP
+    >>> train(store, task.block_task)                                            # doctest: +SKIP
+    """
+
+    recipe: Recipe
+    dataset: str | Dataset
+    outputs: tuple[str, ...] = ("margins",)
+    splits: tuple[SplitName, ...] = ("test",)
+    dtype: str = "float32"
+    engine: Engine = "auto"
+    device: str = "auto"
+    stack: int | None = None
+    block_size: int = _BLOCK
+    _data: list[Dataset] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_names(self.outputs)
+        if not isinstance(self.dataset, str | Dataset):
+            raise RequestError(f"dataset is {self.dataset!r}; give a Dataset, or its name for datasets.load")
+        if isinstance(self.splits, str) or not self.splits or set(self.splits) - set(get_args(SplitName)):
+            raise RequestError(f"splits are {self.splits!r}; legal: test, train, or both")
+        for name, legal in (("dtype", _DTYPES), ("engine", get_args(Engine))):
+            if getattr(self, name) not in legal:
+                raise RequestError(f"{name} is {getattr(self, name)!r}; legal: {', '.join(legal)}")
+        for name, count in (("stack", 1 if self.stack is None else self.stack), ("block_size", self.block_size)):
+            if not isinstance(count, int) or count < 1:
+                raise RequestError(f"{name} is {count!r}; give 1 or more models")
+
+    @classmethod
+    def read(cls, path: str | Path) -> TrainRecipe:
+        """From a YAML file: ``dataset``, ``recipe`` (a mapping of `Recipe`), and the other parameters by their names.
+
+        Raises
+        ------
+        RequestError
+            when the file cannot be read, or a name or value in it is wrong.
+        """
+        values = read_yaml(path)
+        legal = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
+        unknown, missing = sorted(set(values) - set(legal)), {"recipe", "dataset"} - set(values)
+        if unknown or missing:
+            what = f"has no {sorted(missing)[0]!r}" if missing else f"has {unknown[0]!r}"
+            raise RequestError(
+                f"{str(path)!r} {what}; legal: {', '.join(legal)}, of which recipe and dataset are needed"
+            )
+        if not isinstance(values["recipe"], Mapping):
+            raise RequestError(f"recipe in {str(path)!r} must be a mapping, like {{architecture: mlp, hidden: [64]}}")
+        values["recipe"] = Recipe().with_parameters(values["recipe"])
+        for name in ("outputs", "splits"):
+            if name in values:
+                given = values[name]
+                values[name] = tuple(given) if isinstance(given, list) else (given,)
+        return cls(**values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = isinstance(self.dataset, str)  # then every worker loads it for itself
+        return {**self.__dict__, "_data": [] if known else self._data}
+
+    @property
+    def data(self) -> Dataset:
+        """The dataset, loaded once."""
+        if not self._data:
+            self._data.append(datasets.load(self.dataset) if isinstance(self.dataset, str) else self.dataset)
+        return self._data[0]
+
+    @property
+    def n_train(self) -> int:
+        return len(self.data.train)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema of a store for the outputs."""
+        out: dict[str, Any] = {}
+        for name in self.splits:
+            split = getattr(self.data, name)
+            out |= schema_of(
+                self.outputs, len(split), self.data.n_classes, dtype=self.dtype,
+                **({"prefix": "train_", "of": "train"} if name == "train" else {}),
+            )  # fmt: skip
+        return out
+
+    @property
+    def block_task(self) -> BlockTask:
+        """What `datamodels.train` takes."""
+        return BlockTask(self, self.block_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the outputs depend on by name."""
+        named = self.dataset if isinstance(self.dataset, str) else self.dataset.name
+        facts = [self.recipe.identity, named, list(self.outputs), list(self.splits)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as `read` takes it from YAML."""
+        named = self.dataset if isinstance(self.dataset, str) else self.dataset.name
+        out = {name: getattr(self, name) for name in ("dtype", "engine", "device", "stack", "block_size")}
+        return {
+            "dataset": named,
+            "recipe": self.recipe.to_dict(),
+            "outputs": list(self.outputs),
+            "splits": list(self.splits),
+            **out,
+        }
+
+    def __call__(
+        self,
+        indices: NDArray[np.int64],
+        masks: NDArray[np.bool_],
+        design: Design,
+        params: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Outputs of the rows `indices` (k,) with subsets `masks` (k, n_train), key -> (k, ...)."""
+        data = self.data
+        if masks.shape[1] != len(data.train):
+            raise RequestError(f"the design has {masks.shape[1]} training examples, {data.name} has {len(data.train)}")
+        groups: dict[Recipe, list[int]] = defaultdict(list)
+        for position in range(len(indices)):
+            groups[self.recipe if params is None else self.recipe.with_parameters(params[position])].append(position)
+        out: dict[str, NDArray[Any]] = {}
+        for recipe, positions in groups.items():
+            rows = [Streams.of(design, int(indices[position]), masks[position]) for position in positions]
+            models = train_models(
+                recipe, data.train.x, data.train.y, rows, n_classes=data.n_classes,
+                engine=self.engine, device=self.device, stack=self.stack,
+            )  # fmt: skip
+            for key, values in self._outputs(models).items():
+                room = out.setdefault(key, np.empty((len(indices), *values.shape[1:]), dtype=values.dtype))
+                room[positions] = values
+        return out
+
+    def _outputs(self, models: Models) -> dict[str, NDArray[Any]]:
+        out: dict[str, NDArray[Any]] = {}
+        for name in self.splits:
+            split = getattr(self.data, name)
+            found = outputs_of(self.outputs, models.logits(split.x), split.y)
+            out |= {f"train_{key}" if name == "train" else key: value for key, value in found.items()}
+        return out
