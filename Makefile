@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-regression bench-scale clean
+.PHONY: help install demo test test-slow lint format bench bench-regression bench-training bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ $(VENV)/bench.stamp: $(VENV)/installed.stamp
 
 bench-regression: $(VENV)/bench.stamp  ## Measure the regression against its peers and its floor
 	$(BIN)/python benchmarks/regression.py
+
+bench-training: $(VENV)/test.stamp  ## Measure the training of many models against plain PyTorch
+	$(BIN)/python benchmarks/training.py
 
 bench-scale: install  ## One fit of 50,000 examples, 100,000 models, 1,000 targets
 	$(BIN)/python benchmarks/scale.py

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from datamodels.regression.fit import fit
     from datamodels.significance import intervals, select, stability
     from datamodels.store import Store
+    from datamodels.sweep import Sweep
     from datamodels.training.campaign import train
+    from datamodels.training.ensemble import TrainRecipe
+    from datamodels.training.recipes import Recipe
     from datamodels.training.task import block_task
 
 _HOME = {
@@ -29,8 +32,11 @@ _HOME = {
     "ElasticNet": "datamodels.regression.estimators",
     "Lasso": "datamodels.regression.estimators",
     "LeastSquares": "datamodels.regression.estimators",
+    "Recipe": "datamodels.training.recipes",
     "Ridge": "datamodels.regression.estimators",
     "Store": "datamodels.store",
+    "Sweep": "datamodels.sweep",
+    "TrainRecipe": "datamodels.training.ensemble",
     "block_task": "datamodels.training.task",
     "fit": "datamodels.regression.fit",
     "intervals": "datamodels.significance",
@@ -48,8 +54,11 @@ __all__ = [
     "ElasticNet",
     "Lasso",
     "LeastSquares",
+    "Recipe",
     "Ridge",
     "Store",
+    "Sweep",
+    "TrainRecipe",
     "__version__",
     "block_task",
     "fit",

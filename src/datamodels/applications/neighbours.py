@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamodels.attribution import Attribution, Top
 from datamodels.errors import RequestError
 
@@ -36,3 +39,24 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
     if k < 1:
         raise RequestError(f"k is {k}; give 1 or more")
     return Neighbours(target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative"))
+
+
+def overlap(first: Attribution, second: Attribution, k: int = 10) -> NDArray[np.float64]:
+    """How far two attributions of the same targets name the same helpful examples.
+
+    Returns
+    -------
+    (n_targets,) the Jaccard index of the two sets of the k most helpful training examples: shared ones over all in
+    either. NaN where no weight is positive in either.
+    """
+    if first.weights.shape != second.weights.shape:
+        raise RequestError(
+            f"one attribution has (train examples, targets) {first.weights.shape}, the other {second.weights.shape}; "
+            "they must be of the same"
+        )
+    out = np.full(first.n_targets, np.nan)
+    for target in range(first.n_targets):
+        a, b = (set(neighbours(one, target, k).helpful.indices.tolist()) for one in (first, second))
+        if a | b:
+            out[target] = len(a & b) / len(a | b)
+    return out

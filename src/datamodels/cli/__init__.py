@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from datamodels.cli import fits, looking, selecting, stores
+from datamodels.cli import fits, looking, pilot, selecting, stores
 from datamodels.errors import DatamodelsError, first_line
 from datamodels.version import __version__
 
@@ -34,6 +34,7 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 for _command in (
     stores.init, stores.train, stores.status, stores.verify, stores.extend, stores.merge,
+    pilot.pilot,
     fits.fit, fits.evaluate, fits.curve,
     selecting.select, selecting.stability, selecting.intervals,
     looking.neighbours, looking.subgroups, looking.report, looking.demo,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.applications.neighbours import neighbours
+from datamodels.applications.neighbours import Neighbours, neighbours
 from datamodels.applications.subgroups import Subgroups
 from datamodels.attribution import Attribution, Top
 from datamodels.evaluation.curve import Curve
 from datamodels.evaluation.lds import LDS
 from datamodels.report.sprites import Sheet, sheet
 
+_NEIGHBOURS = 8
+
 
 @dataclass
 class Examples:
-    """How to show the examples of one split: names (k,), and pictures (k, height, width) or None."""
+    """How to show the examples of one split: names (k,), and pictures (k, height, width) or (k, height, width, 3) or None."""
 
     names: Sequence[str]
     images: NDArray[np.uint8] | None = None
@@ -57,13 +59,14 @@ def render(page: Page) -> str:
     from plotly.offline import get_plotlyjs
 
     static = files("datamodels.report") / "static"
+    near = [neighbours(page.attribution, int(target), _NEIGHBOURS) for target in page.shown_targets]
+    mapped = page.map_examples or page.targets
     sheets = {
-        name: None if examples.images is None else sheet(examples.images)
-        for name, examples in (
-            ("train", page.train),
-            ("target", page.targets),
-            ("map", page.map_examples or page.targets),
-        )
+        "train": _sheet(
+            page.train, (i for found in near for top in (found.helpful, found.harmful) for i in top.indices)
+        ),
+        "target": _sheet(page.targets, page.shown_targets),
+        "map": None if page.groups is None else _sheet(mapped, range(len(mapped.names))),
     }
     parts = {
         "title": escape(page.title),
@@ -73,7 +76,7 @@ def render(page: Page) -> str:
                 _verdict(page),
                 _facts(page),
                 _scores(page),
-                _neighbours(page, sheets),
+                _neighbours(page, near, sheets),
                 _map(page),
                 _clusters(page),
             ]
@@ -84,6 +87,12 @@ def render(page: Page) -> str:
     }
     text = static.joinpath("page.html").read_text()
     return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], text)  # one pass: values are not looked into
+
+
+def _sheet(examples: Examples, shown: Iterable[int]) -> Sheet | None:
+    """The pictures of the examples that the page shows; None when there are none."""
+    chosen = np.unique(np.fromiter(shown, np.int64))
+    return None if examples.images is None or not len(chosen) else sheet(examples.images, chosen)
 
 
 def _sheet_css(sheets: dict[str, Sheet | None]) -> str:
@@ -145,15 +154,13 @@ def _scores(page: Page) -> str:
     )
 
 
-def _neighbours(page: Page, sheets: dict[str, Sheet | None]) -> str:
-    rows = []
-    for target in page.shown_targets:
-        near = neighbours(page.attribution, int(target), 8)
-        rows.append(
-            f"<div class=row><div class=target>{_picture('target', int(target), page.targets, sheets)}</div>"
-            f"<div class=side>{_side(near.helpful, page, sheets, 'helpful')}</div>"
-            f"<div class=side>{_side(near.harmful, page, sheets, 'harmful')}</div></div>"
-        )
+def _neighbours(page: Page, near: Sequence[Neighbours], sheets: dict[str, Sheet | None]) -> str:
+    rows = [
+        f"<div class=row><div class=target>{_picture('target', found.target, page.targets, sheets)}</div>"
+        f"<div class=side>{_side(found.helpful, page, sheets, 'helpful')}</div>"
+        f"<div class=side>{_side(found.harmful, page, sheets, 'harmful')}</div></div>"
+        for found in near
+    ]
     names = f"Names are the hidden {escape(page.labels_name)}." if page.labels is not None else ""
     return (
         f"<section><h2>Which training examples drive a prediction</h2><p>Weights of the {escape(page.shown_name)} datamodel, in "
@@ -247,7 +254,9 @@ def _data(page: Page, sheets: dict[str, Sheet | None]) -> dict[str, Any]:
             "name": page.curve_name,
         }
     out["histograms"] = {
-        name: np.round(score.per_target[~np.isnan(score.per_target)], 4).tolist() for name, score in page.scores.items()
+        name: np.round(score.per_target[~np.isnan(score.per_target)], 4).tolist()
+        for name, score in page.scores.items()
+        if name in (page.shown_name, page.groups_name)
     }
     if page.groups is not None:
         colours = {"cluster": [str(c) for c in page.groups.clusters]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from datamodels import datasets
 from datamodels.applications.subgroups import Subgroups, subgroups
 from datamodels.attribution import Attribution
+from datamodels.datasets import Dataset, Split
 from datamodels.errors import RequestError
 from datamodels.evaluation.curve import Curve, curve
 from datamodels.evaluation.lds import LDS, lds
@@ -50,17 +51,18 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         growth = _growth(attributions[name], folder / run.stores[item.store], folder / run.stores[item.test], progress)
     data = datasets.load(run.dataset) if run.dataset else None
     embedded = attributions[run.view.embedding]
-    hidden = data.test.hidden[_targets(embedded)] if data and data.test.hidden is not None else None
+    names = _names(data, data.test) if data and data.test.hidden is not None else None
+    hidden = None if names is None else names[_targets(embedded)]
     features = data.test.flat[_targets(embedded)] if data else None
     groups = _groups(embedded, None if hidden is not None else _CLUSTERS, hidden, features)
-    shown = data.test.hidden[_targets(attributions[name])] if data and data.test.hidden is not None else None
+    shown = None if names is None else names[_targets(attributions[name])]
     page = Page(
         title=run.title,
         facts=_facts(folder, run, attributions),
         scores=scores,
         attribution=attributions[name],
-        train=_examples(data.train if data else None, np.arange(attributions[name].n_train)),
-        targets=_examples(data.test if data else None, _targets(attributions[name])),
+        train=_examples(data, "train", np.arange(attributions[name].n_train)),
+        targets=_examples(data, "test", _targets(attributions[name])),
         shown_targets=_choose(attributions[name].n_targets, shown),
         shown_name=name,
         curve=growth,
@@ -69,7 +71,7 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         groups_name=run.view.embedding,
         labels=hidden,
         labels_name=(data.hidden_name if data else None) or "label",
-        map_examples=_examples(data.test if data else None, _targets(embedded)),
+        map_examples=_examples(data, "test", _targets(embedded)),
         mean_outputs=_mean_outputs(
             Store.open(folder / run.stores[run.attributions[run.view.embedding].store]), embedded
         ),
@@ -103,8 +105,8 @@ def report_attribution(
         facts=_provenance_facts(attribution),
         scores=scores,
         attribution=attribution,
-        train=_examples(None, np.arange(attribution.n_train)),
-        targets=_examples(None, _targets(attribution)),
+        train=_examples(None, "train", np.arange(attribution.n_train)),
+        targets=_examples(None, "test", _targets(attribution)),
         shown_targets=_choose(attribution.n_targets, None),
         shown_name=name,
         groups=groups,
@@ -175,10 +177,18 @@ def _groups(
     return subgroups(attribution, n_clusters=min(n_clusters or _CLUSTERS, max(1, distinct // 2)))
 
 
-def _examples(split: Any, index: NDArray[np.int64]) -> Examples:
-    if split is None:
+def _names(data: Dataset, split: Split) -> NDArray[Any]:
+    """What the examples are, (k,): their hidden labels, or their classes where nothing is hidden."""
+    if split.hidden is None:
+        return np.array(data.class_names)[split.y]
+    return split.hidden if data.hidden_names is None else np.array(data.hidden_names)[split.hidden]
+
+
+def _examples(data: Dataset | None, which: Literal["train", "test"], index: NDArray[np.int64]) -> Examples:
+    if data is None:
         return Examples([str(i) for i in index])
-    names = (split.y if split.hidden is None else split.hidden)[index]
+    split: Split = getattr(data, which)
+    names = _names(data, split)[index]
     return Examples([str(name) for name in names], None if split.images is None else split.images[index])
 
 

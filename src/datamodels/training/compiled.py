@@ -1,4 +1,4 @@
-"""Chains of layers trained in compiled code, one model after the other on one core.
+"""Chains of layers trained in compiled code, each model from first to last step on one core.
 
 A small model's parameters, momentum and gradient fit into the cache of a core, so a model that is trained from first to last
 step without a return to Python runs close to the speed of its matrix products. Steps of many models side by side, as in
@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from datamodels.regression.threads import spread
 from datamodels.training.chain import CONVOLUTION, Chain
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import CUT_COLUMN, CUT_ROW, DOWN, FLIP, RIGHT, Streams
 
 _EVALUATED = 256  # examples per forward pass
+# Numbers that float32 holds in denormal form slow processors down a hundredfold. They come from probabilities near 0
+# and from momentum that dies out; at these sizes 0 is the same step.
+_NO_GRADIENT, _NO_MOMENTUM = np.float32(1e-18), np.float32(1e-30)
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _compiled = njit(**_OPTIONS)
 # Within a sum the order of terms is free; for a given machine and batch it is always the same.
@@ -194,7 +199,8 @@ def _loss_gradient(logits, y, order, smoothing):  # type: ignore[no-untyped-def]
             wanted = smoothing / np.float32(classes)
             if c == y[order[i]]:
                 wanted += np.float32(1.0) - smoothing
-            logits[i, c] = (logits[i, c] / total - wanted) / np.float32(k)
+            gradient = (logits[i, c] / total - wanted) / np.float32(k)
+            logits[i, c] = gradient if abs(gradient) > _NO_GRADIENT else np.float32(0.0)
 
 
 @_loops
@@ -270,6 +276,7 @@ def _descend(parameters, gradient, momentum, rate, decay, share, nesterov):  # t
     for i in range(len(parameters)):
         g = gradient[i] + decay * parameters[i]
         v = share * momentum[i] + g
+        v = v if abs(v) > _NO_MOMENTUM else np.float32(0.0)
         momentum[i] = v
         parameters[i] -= rate * (g + share * v if nesterov else v)
 
@@ -284,6 +291,8 @@ def _adapt(parameters, gradient, momentum, squares, rate, decay, beta1, beta2, e
     for i in range(len(parameters)):
         g = gradient[i]
         m, s = beta1 * momentum[i] + (one - beta1) * g, beta2 * squares[i] + (one - beta2) * g * g
+        m = m if abs(m) > _NO_MOMENTUM else np.float32(0.0)
+        s = s if s > _NO_MOMENTUM else np.float32(0.0)
         momentum[i], squares[i] = m, s
         parameters[i] = keep * parameters[i] - size * m / (np.sqrt(s) * root + eps)
 
@@ -376,26 +385,37 @@ class CompiledModels:
             [recipe.momentum, recipe.weight_decay, recipe.label_smoothing, *recipe.betas, recipe.eps], dtype=np.float32
         )
         out = np.empty((len(rows), chain.n_parameters), dtype=np.float32)
-        for k, row in enumerate(rows):
+
+        def one(k: int) -> None:
+            row, batch = rows[k], min(recipe.batch_size, len(rows[k].members))
             out[k] = chain.first(row.init)
             total = recipe.total_steps(len(row.members))
-            epochs = -(-total // max(recipe.steps_per_epoch(len(row.members)), 1))
+            epochs = -(-total // recipe.steps_per_epoch(len(row.members)))
             order = np.stack([row.epoch() for _ in range(epochs)])
-            changes = (
-                np.stack([row.changes(recipe, *shape[1:]) for _ in range(epochs)])
-                if recipe.augments
-                else np.empty((0, 0, 0), dtype=np.int16)
-            )
+            changes = np.empty((0, 0, 0), dtype=np.int16)
+            if recipe.augments:
+                changes = np.stack([row.changes(recipe, *shape[1:]) for _ in range(epochs)])
             _train(
-                flat, y, shape, chain.table, order, changes, recipe.cutout, min(recipe.batch_size, len(row.members)),
-                recipe.rates(total).astype(np.float32), recipe.optimizer == "adamw", recipe.nesterov, numbers, out[k],
+                flat, y, shape, chain.table, order, changes, recipe.cutout, batch, recipe.rates(total).astype(np.float32),
+                recipe.optimizer == "adamw", recipe.nesterov, numbers, out[k],
             )  # fmt: skip
+
+        with _one_blas_thread():
+            spread(one, range(len(rows)))
         return cls(chain, out)
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Of examples (k, ...), as (K, k, classes)."""
         flat = np.ascontiguousarray(x.reshape(len(x), -1))
         out = np.empty((len(self.parameters), len(x), self._chain.layers[-1].n_out), dtype=np.float32)
-        for parameters, mine in zip(self.parameters, out, strict=True):
-            _logits(flat, self._chain.table, parameters, min(_EVALUATED, max(len(x), 1)), mine)
+        table, batch = self._chain.table, min(_EVALUATED, max(len(x), 1))
+        with _one_blas_thread():
+            spread(lambda k: _logits(flat, table, self.parameters[k], batch, out[k]), range(len(out)))
         return out
+
+
+def _one_blas_thread() -> threadpool_limits:
+    """Products of one model are too small to share: threads are for models. numba's products are those of SciPy's BLAS."""
+    import scipy.linalg.cython_blas  # noqa: F401  (loaded now, or the limit would miss it)
+
+    return threadpool_limits(1, user_api="blas")
