@@ -106,7 +106,7 @@ def test_a_wrong_recipe_is_refused(values: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize("total", [1, 7, 400])
 def test_schedules_follow_their_closed_forms(total: int) -> None:
     def rates(schedule: str, **values: Any) -> NDArray[np.float64]:
-        found = Recipe(schedule=schedule, lr=0.3, **values).rates(total)
+        found = Recipe().with_parameters({"schedule": schedule, "lr": 0.3, **values}).rates(total)
         assert found.shape == (total,)
         assert (found > 0).all()
         assert (found <= 0.3 * (1 + 1e-12)).all()
@@ -134,6 +134,8 @@ def test_steps_replace_epochs() -> None:
     recipe = Recipe(epochs=3, batch_size=20)
     assert [recipe.steps_per_epoch(size) for size in (1, 20, 21, 90)] == [1, 1, 2, 5]
     assert [recipe.total_steps(size) for size in (1, 20, 21, 90)] == [3, 3, 6, 15]
+    assert [replace(recipe, drop_last=True).seen_per_epoch(size) for size in (1, 20, 39, 90)] == [1, 20, 20, 80]
+    assert [replace(recipe, drop_last=True).total_steps(size) for size in (1, 20, 39, 90)] == [3, 3, 3, 12]
     assert replace(recipe, steps=7).total_steps(90) == 7
     data = problem()
     engines: tuple[Engine, ...] = ("compiled", "torch")
@@ -302,7 +304,10 @@ def oracle(
     total = recipe.total_steps(len(streams.members))
     rates = iter(recipe.rates(total))
     for _ in range(recipe.epochs):
-        for batch in torch.from_numpy(streams.epoch()).split(recipe.batch_size):
+        batches = list(torch.from_numpy(streams.epoch()).split(recipe.batch_size))
+        if recipe.drop_last and len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
+            batches.pop()
+        for batch in batches:
             optimiser.param_groups[0]["lr"] = float(next(rates))
             optimiser.zero_grad()
             loss(module(x[batch]), y[batch]).backward()
@@ -328,6 +333,8 @@ CASES: dict[str, tuple[Recipe, tuple[int, ...], int]] = {
     "batches of one": (replace(MLP, batch_size=1, lr=0.01), (7,), 2),
     "batch larger than the subset": (replace(MLP, batch_size=200, epochs=3), (7,), 2),
     "batch of all": (replace(MLP, batch_size=45, epochs=3, schedule="step"), (7,), 2),
+    "drop last": (replace(MLP, drop_last=True, epochs=3), (7,), 2),
+    "drop last, batch larger than the subset": (replace(MLP, drop_last=True, batch_size=40, epochs=3), (7,), 2),
     "cnn": (CNN, (2, 8, 8), 2),
     "cnn of odd pictures": (replace(CNN, epochs=2, schedule="cosine"), (1, 9, 7), 5),
     "cnn with one layer": (replace(CNN, channels=(5,), nesterov=True), (3, 2, 3), 2),
@@ -360,7 +367,7 @@ def test_resnet9_trains_as_plain_pytorch_does(shape: tuple[int, ...]) -> None:
 def test_first_weights_are_he_normal_with_zero_biases() -> None:
     chain = Chain.of(Recipe(architecture="cnn", channels=(24, 40)), (20, 8, 8), 50)
     module = chain_module(chain, chain.first(np.random.default_rng(0)))
-    layers = [layer for layer in module if not isinstance(layer, (nn.ReLU, nn.Flatten, nn.MaxPool2d))]
+    layers: list[Any] = [layer for layer in module if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for layer, expected in zip(layers, (2 / 180, 2 / 216, 1 / 160), strict=True):
         values = layer.weight.detach().numpy()
         assert values.var() == pytest.approx(expected, rel=0.1)
@@ -433,6 +440,7 @@ FACTORIES = (
         RESNET,
         replace(MLP, optimizer="adamw", lr=0.01),
         replace(CNN, flip=True, translate=1, cutout=3, label_smoothing=0.1, flip_average=True, standardise=True),
+        replace(CNN, flip=True, drop_last=True, epochs=2),
         replace(RESNET, flip=True, translate=1, optimizer="adamw", lr=0.002),
         *(Recipe(architecture=factory, lr=0.05, epochs=2, batch_size=16) for factory in FACTORIES),
     ],
@@ -643,7 +651,7 @@ def test_bfloat16_comes_near_float32(recipe: Recipe) -> None:
     recipe = replace(recipe, epochs=6, lr=0.02)
     rows = [[row(i, 200, 300) for i in range(4)] for _ in range(2)]
     exact, mixed = (
-        logits_of(replace(recipe, precision=precision), data, some)
+        logits_of(recipe.with_parameters({"precision": precision}), data, some)
         for precision, some in zip(("float32", "bfloat16"), rows, strict=True)
     )
     assert mixed.dtype == np.float32

@@ -243,15 +243,15 @@ class _Plan:
         changes = np.zeros((*shape, 5), dtype=np.int16) if recipe.augments else None
         for k, (row, total) in enumerate(zip(rows, totals, strict=True)):
             rates[:total, k] = recipe.rates(total)
-            per_epoch, size = recipe.steps_per_epoch(len(row.members)), len(row.members)
+            per_epoch, seen = recipe.steps_per_epoch(len(row.members)), recipe.seen_per_epoch(len(row.members))
             for begin in range(0, total, per_epoch):
                 steps = min(per_epoch, total - begin)
                 order = np.full(per_epoch * batch, -1, dtype=np.int32)
-                order[:size] = row.epoch()
+                order[:seen] = row.epoch()[:seen]
                 index[begin : begin + steps, k] = order.reshape(per_epoch, batch)[:steps]
                 if changes is not None:
                     drawn = np.zeros((per_epoch * batch, 5), dtype=np.int16)
-                    drawn[:size] = row.changes(recipe, height, width)
+                    drawn[:seen] = row.changes(recipe, height, width)[:seen]
                     changes[begin : begin + steps, k] = drawn.reshape(per_epoch, batch, 5)[:steps]
         return cls(index, rates, changes)
 

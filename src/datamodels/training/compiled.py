@@ -391,10 +391,11 @@ class CompiledModels:
             out[k] = chain.first(row.init)
             total = recipe.total_steps(len(row.members))
             epochs = -(-total // recipe.steps_per_epoch(len(row.members)))
-            order = np.stack([row.epoch() for _ in range(epochs)])
+            seen = recipe.seen_per_epoch(len(row.members))
+            order = np.stack([row.epoch()[:seen] for _ in range(epochs)])
             changes = np.empty((0, 0, 0), dtype=np.int16)
             if recipe.augments:
-                changes = np.stack([row.changes(recipe, *shape[1:]) for _ in range(epochs)])
+                changes = np.stack([row.changes(recipe, *shape[1:])[:seen] for _ in range(epochs)])
             _train(
                 flat, y, shape, chain.table, order, changes, recipe.cutout, batch, recipe.rates(total).astype(np.float32),
                 recipe.optimizer == "adamw", recipe.nesterov, numbers, out[k],

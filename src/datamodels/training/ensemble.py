@@ -26,6 +26,7 @@ from datamodels.training.task import BlockTask
 Engine = Literal["auto", "compiled", "torch"]
 SplitName = Literal["test", "train"]
 _BLOCK = 100
+_SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _DTYPES = ("float16", "float32", "float64")
 
 
@@ -109,6 +110,8 @@ def train_models(
 def _device(device: str) -> str:
     if device != "auto":
         return device
+    if not any(Path(sign).exists() for sign in _SIGNS_OF_A_GPU):  # importing torch to ask it takes seconds
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

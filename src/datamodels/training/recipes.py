@@ -48,7 +48,10 @@ class Recipe:
     epochs, steps
         Passes over the subset, or, when given, optimiser steps.
     batch_size
-        Examples per step; the last batch of an epoch may be smaller.
+        Examples per step.
+    drop_last
+        Whether the last, smaller batch of an epoch is left out. A batch of one or two examples is a noisy step: with few
+        examples per epoch this matters.
     flip, translate, cutout
         Augmentation of pictures: mirror half of them, shift by up to so many pixels (zeros come in), and blank a square of so many
         pixels around a random point.
@@ -83,6 +86,7 @@ class Recipe:
     epochs: Count = 12
     steps: Count | None = None
     batch_size: Count = 32
+    drop_last: bool = False
     flip: bool = False
     translate: Annotated[int, Field(ge=0)] = 0
     cutout: Annotated[int, Field(ge=0)] = 0
@@ -121,7 +125,12 @@ class Recipe:
         return self.steps or self.epochs * self.steps_per_epoch(subset_size)
 
     def steps_per_epoch(self, subset_size: int) -> int:
-        return -(-subset_size // self.batch_size)
+        return -(-self.seen_per_epoch(subset_size) // self.batch_size)
+
+    def seen_per_epoch(self, subset_size: int) -> int:
+        """Examples of the subset that an epoch comes to."""
+        dropped = self.drop_last and subset_size > self.batch_size
+        return subset_size - subset_size % self.batch_size if dropped else subset_size
 
     def rates(self, total: int) -> NDArray[np.float64]:
         """The learning rate of each step, (total,)."""
