@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 import torch
-from datamodels.training.recipes import Recipe
 from torch import nn
+
+from datamodels.training.recipes import Recipe
 
 
 class Block(nn.Sequential):

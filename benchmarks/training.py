@@ -15,19 +15,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numba
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
+
 from datamodels.datasets import load
 from datamodels.design import Design
 from datamodels.training.chain import CONVOLUTION, Chain
 from datamodels.training.ensemble import train_models
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
-from threadpoolctl import threadpool_limits
 from torch_models import loop, vmapped
 
 DIGITS = Recipe(hidden=(32,), epochs=15, batch_size=32, weight_decay=5e-3)
@@ -39,7 +41,8 @@ CASES = {
     "MLP 784-64-2, batch 16": (replace(MNIST, batch_size=16), "mnist_5k:large", 8, 2),
     "MLP 784-64-2, batch 32": (MNIST, "mnist_5k:large", 8, 2),
     "MLP 784-64-2, batch 64": (replace(MNIST, batch_size=64), "mnist_5k:large", 8, 2),
-    "CNN 16-32, 28 x 28": (Recipe(architecture="cnn", steps=60, lr=0.02), "mnist_5k:large", 4, 1),
+    "CNN 8-16, 28 x 28": (Recipe(architecture="cnn", channels=(8, 16), steps=60, lr=0.02), "mnist_5k:large", 8, 2),
+    "CNN 16-32, 28 x 28": (Recipe(architecture="cnn", steps=60, lr=0.02), "mnist_5k:large", 4, 2),
     "resnet9 16-32-64-64, 28 x 28": (
         Recipe(architecture="resnet9", channels=(16, 32, 64, 64), steps=8, lr=0.02), "mnist_5k:large", 4, 1,
     ),
@@ -52,11 +55,18 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def worked(work: Callable[[], object]) -> float:
+    """Seconds of the core, which other work on the machine does not lengthen by taking turns."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
 def gemm_rate() -> float:
     """Floating point operations per second of one core in a large float32 product, the better of torch and NumPy."""
     a = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
     b = torch.from_numpy(a)
-    return max(2 * len(a) ** 3 / timed(work) for work in (lambda: a @ a, lambda: b @ b) for _ in range(5))
+    return max(2 * len(a) ** 3 / worked(work) for work in (lambda: a @ a, lambda: b @ b) for _ in range(5))
 
 
 def operations(recipe: Recipe, shape: tuple[int, ...], n_classes: int, subset: int) -> float | None:
@@ -72,53 +82,68 @@ def operations(recipe: Recipe, shape: tuple[int, ...], n_classes: int, subset: i
     return per_example * subset * steps / per_epoch
 
 
+@dataclass(frozen=True)
+class Case:
+    """One architecture, and the core seconds per model of each way to train it."""
+
+    recipe: Recipe
+    dataset: str
+    many: int
+    few: int
+
+    @property
+    def ways(self) -> dict[str, Callable[[Recipe], float]]:
+        out: dict[str, Callable[[Recipe], float]] = {"torch": partial(self.ours, "torch"), "loop": self.loop}
+        if self.recipe.architecture != "resnet9":
+            out |= {"compiled": partial(self.ours, "compiled"), "vmap": self.vmap}
+        return out
+
+    @property
+    def design(self) -> Design:
+        return Design(n_train=len(load(self.dataset).train), alpha=0.5, n_models=64)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        train = load(self.dataset).train
+        return torch.from_numpy(train.x), torch.from_numpy(train.y)
+
+    def ours(self, engine: str, recipe: Recipe) -> float:
+        train, design = load(self.dataset).train, self.design
+        rows = [Streams.of(design, k, design.mask(k)) for k in range(self.many)]
+        return worked(lambda: train_models(recipe, train.x, train.y, rows, n_classes=2, engine=engine)) / self.many
+
+    def loop(self, recipe: Recipe) -> float:
+        masks = torch.from_numpy(self.design.masks(0, self.few))
+        return worked(lambda: [loop(recipe, *self.tensors, mask, 2) for mask in masks]) / self.few
+
+    def vmap(self, recipe: Recipe) -> float:
+        masks = torch.from_numpy(self.design.masks(0, self.many))
+        return worked(lambda: vmapped(recipe, *self.tensors, masks, 2)) / self.many
+
+
 def engines(repeats: int) -> None:
     """Models per second and core, four ways."""
     rate = gemm_rate()
-    print(f"one core multiplies at {rate / 1e9:.0f} GFLOP/s; seconds per model, median of {repeats}")
+    print(f"one core multiplies at {rate / 1e9:.0f} GFLOP/s; core seconds per model, median of {repeats}")
     print("| | ours | way | stacked torch | vmap | loop | ours vs loop | models/s | share of GEMM floor |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, (recipe, dataset, many, few) in CASES.items():
-        data = load(dataset)
-        x, y = data.train.x, data.train.y
-        design = Design(n_train=len(x), alpha=0.5, n_models=64)
-        tensors = torch.from_numpy(x), torch.from_numpy(y)
-
-        def ours(engine: str, recipe: Recipe = recipe, many: int = many) -> float:
-            rows = [Streams.of(design, k, design.mask(k)) for k in range(many)]
-            return timed(lambda: train_models(recipe, x, y, rows, n_classes=2, engine=engine)) / many
-
-        def plain(recipe: Recipe = recipe, few: int = few) -> float:
-            masks = torch.from_numpy(design.masks(0, few))
-            return timed(lambda: [loop(recipe, *tensors, mask, 2) for mask in masks]) / few
-
-        def by_vmap(recipe: Recipe = recipe, many: int = many) -> float:
-            return timed(lambda: vmapped(recipe, *tensors, torch.from_numpy(design.masks(0, many)), 2)) / many
-
-        compiled = recipe.architecture != "resnet9"
-        ways: dict[str, Callable[[], float]] = {"torch": lambda: ours("torch"), "loop": plain}
-        if compiled:
-            ways |= {"compiled": lambda: ours("compiled"), "vmap": by_vmap}
-        short = replace(recipe, steps=2)
-        for way in ways:  # warm
-            if way in ("torch", "compiled"):
-                ours(way, short)
-                ours(way)
-            elif way == "vmap":
-                by_vmap(short)
-            else:
-                plain(short, 1)
-        found: dict[str, list[float]] = {way: [] for way in ways}
+    for name, values in CASES.items():
+        case = Case(*values)
+        found: dict[str, list[float]] = {way: [] for way in case.ways}
+        for way in case.ways.values():  # warm: compiled, and the size of stacks chosen
+            way(replace(case.recipe, steps=2))
+        case.ways["torch"](case.recipe)
         for _ in range(repeats):
-            for way, measure in ways.items():
-                found[way].append(measure())
+            for way, measure in case.ways.items():
+                found[way].append(measure(case.recipe))
         took = {way: statistics.median(values) for way, values in found.items()}
-        best = "compiled" if compiled else "torch"
-        work = operations(recipe, x.shape[1:], 2, len(x) // 2)
+        best = "compiled" if "compiled" in took else "torch"
+        train = load(case.dataset).train
+        work = operations(case.recipe, train.x.shape[1:], 2, len(train) // 2)
         share = "" if work is None else f"{work / rate / took[best]:.0%}"
-        vmap_text = f"{took['vmap'] * 1e3:.1f} ms" if compiled else "no (batch norm)"
+        vmap = f"{took['vmap'] * 1e3:.1f} ms" if "vmap" in took else "no (batch norm)"
         print(
-            f"| {name} | {took[best] * 1e3:.2f} ms | {best} | {took['torch'] * 1e3:.1f} ms | {vmap_text} | {took['loop'] * 1e3:.1f} ms "
+            f"| {name} | {took[best] * 1e3:.2f} ms | {best} | {took['torch'] * 1e3:.1f} ms | {vmap} | {took['loop'] * 1e3:.1f} ms "
             f"| {took['loop'] / took[best]:.1f}x | {1 / took[best]:.1f} | {share} |",
             flush=True,
         )

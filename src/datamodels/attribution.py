@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,7 @@ _UNS = "datamodels"
 _ARRAY = "__array__"
 _RESERVED = ("bias", "train_column", "_index")
 Sign = Literal["positive", "negative", "absolute"]
+Orientation = Literal["train_by_target", "target_by_train"]
 
 
 class Top(NamedTuple):
@@ -91,6 +92,68 @@ class Attribution:
             ):
                 raise RequestError("train_columns must name one training example per target")
             object.__setattr__(self, "train_columns", columns)
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: ArrayLike,
+        *,
+        orientation: Orientation,
+        method: str,
+        units: str = "arbitrary",
+        target_facts: Mapping[str, NDArray[Any]] | None = None,
+        train_columns: ArrayLike | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Attribution:
+        """Scores of any other method or package as an attribution, with bias 0.
+
+        Parameters
+        ----------
+        scores
+            One number per pair, larger where the training example raises the target's output: negate influences on
+            the loss. An array or a tensor on the CPU; it is kept in float32.
+        orientation
+            ``train_by_target``: (n_train, n_targets), as `traker` returns. ``target_by_train``: (n_targets, n_train), as
+            kronfluence and captum return. It is never guessed.
+        method
+            Whose scores they are; `provenance` keeps it as the name of the estimator.
+        units
+            What one unit of a score is ("change of the margin"). Ranks and LDS need none; predicted changes mean
+            something only in units of the output.
+        target_facts, train_columns
+            As in `Attribution`. ``target_facts["target"]`` says which output each target is; by default all in order.
+        provenance
+            What else is known. ``{"sources": []}`` says that the method has used no rows of any store.
+
+        Raises
+        ------
+        RequestError
+            when the scores are no finite matrix or the orientation is not named.
+        """
+        if orientation not in get_args(Orientation):
+            raise RequestError(f"orientation is {orientation!r}; legal: {', '.join(get_args(Orientation))}")
+        if not isinstance(method, str) or not method:
+            raise RequestError(f"method is {method!r}; give the name of whose scores these are")
+        try:
+            matrix = np.asarray(scores, dtype=np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RequestError(
+                f"the scores cannot become an array ({first_line(error)}); give numbers, a tensor as "
+                "scores.detach().float().cpu()"
+            ) from None
+        if matrix.ndim != 2 or not np.isfinite(matrix).all():
+            raise RequestError(
+                f"the scores have shape {matrix.shape}{' and hold NaN or inf' if matrix.ndim == 2 else ''}; give a "
+                "finite number per training example and target"
+            )
+        weights = matrix if orientation == "train_by_target" else np.ascontiguousarray(matrix.T)
+        return cls(
+            weights,
+            np.zeros(weights.shape[1]),
+            target_facts=target_facts or {},
+            train_columns=None if train_columns is None else np.asarray(train_columns),
+            provenance={**(provenance or {}), "estimator": {"name": method}, "units": units},
+        )
 
     @property
     def n_train(self) -> int:

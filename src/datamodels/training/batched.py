@@ -122,9 +122,14 @@ class Resnet9Stack(Stack):
         def block(name: str, x: Tensor) -> Tensor:
             x = _grouped(x, parameters[name].flatten(0, 1))
             moments = buffers[f"{name}.mean"], buffers[f"{name}.variance"]
-            x = _batch_norm(x, *moments, weights)
             scale, shift = parameters[f"{name}.scale"], parameters[f"{name}.shift"]
-            return F.relu(x * scale[:, None, :, None, None] + shift[:, None, :, None, None])
+            if len(x) == 1 and x[0, :, 0].numel() > 1:  # a model by itself has no missing places
+                mean, variance = (moment[0] for moment in moments)
+                training = weights is not None
+                x = F.batch_norm(x[0], mean, variance, scale[0], shift[0], training, _BN_MOMENTUM, _BN_EPS)[None]
+            else:
+                x = _batch_norm(x, *moments, weights) * scale[:, None, :, None, None] + shift[:, None, :, None, None]
+            return F.relu(x)
 
         def pool(x: Tensor) -> Tensor:
             return F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])

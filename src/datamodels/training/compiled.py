@@ -31,6 +31,19 @@ _compiled = njit(**_OPTIONS)
 _loops = njit(**_OPTIONS, fastmath={"reassoc", "contract", "arcp", "nsz"})
 
 
+# Of slices and not of places in arrays: a place that could be negative would be checked in every round.
+@_loops
+def _copy(values, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] = values[j]
+
+
+@_loops
+def _increase(values, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += values[j]
+
+
 @_loops
 def _columns(picture, height, width, padded, out):  # type: ignore[no-untyped-def]
     """The 3 x 3 surroundings of every pixel: picture (channels * H * W) -> out (channels * 9, H * (W + 2)).
@@ -44,12 +57,10 @@ def _columns(picture, height, width, padded, out):  # type: ignore[no-untyped-de
         frame = padded[channel]
         for h in range(height):
             to, begin = (h + 1) * stride + 1, (channel * height + h) * width
-            for w in range(width):
-                frame[to + w] = picture[begin + w]
+            _copy(picture[begin : begin + width], frame[to : to + width])
         for place in range(9):
-            row, shift = out[channel * 9 + place], place // 3 * stride + place % 3
-            for j in range(height * stride):
-                row[j] = frame[shift + j]
+            shift = place // 3 * stride + place % 3
+            _copy(frame[shift : shift + height * stride], out[channel * 9 + place])
 
 
 @_loops
@@ -60,13 +71,11 @@ def _add_columns(columns, height, width, padded, out):  # type: ignore[no-untype
     for channel in range(padded.shape[0]):
         frame = padded[channel]
         for place in range(9):
-            row, shift = columns[channel * 9 + place], place // 3 * stride + place % 3
-            for j in range(height * stride):
-                frame[shift + j] += row[j]
+            shift = place // 3 * stride + place % 3
+            _increase(columns[channel * 9 + place], frame[shift : shift + height * stride])
         for h in range(height):
             begin, to = (h + 1) * stride + 1, (channel * height + h) * width
-            for w in range(width):
-                out[to + w] = frame[begin + w]
+            _copy(frame[begin : begin + width], out[to : to + width])
 
 
 @_loops
@@ -75,17 +84,16 @@ def _pool(z, bias, height, width, out, winners):  # type: ignore[no-untyped-def]
     rows, columns, stride = height // 2, width // 2, width + 2
     for channel in range(z.shape[0]):
         for h in range(rows):
-            upper, lower = 2 * h * stride, (2 * h + 1) * stride
+            at = (channel * rows + h) * columns
+            upper, lower = z[channel, 2 * h * stride :], z[channel, (2 * h + 1) * stride :]
+            pooled, won = out[at : at + columns], winners[at : at + columns]
             for w in range(columns):
-                a, b = z[channel, upper + 2 * w], z[channel, upper + 2 * w + 1]
-                c, d = z[channel, lower + 2 * w], z[channel, lower + 2 * w + 1]
-                top, first = (b, 1) if b > a else (a, 0)
-                low, second = (d, 3) if d > c else (c, 2)
-                best, winner = (low, second) if low > top else (top, first)
-                best += bias[channel]
-                at = (channel * rows + h) * columns + w
-                out[at] = best if best > 0.0 else np.float32(0.0)
-                winners[at] = winner if best > 0.0 else -1
+                a, b, c, d = upper[2 * w], upper[2 * w + 1], lower[2 * w], lower[2 * w + 1]
+                top, low = max(a, b), max(c, d)
+                best = max(top, low) + bias[channel]
+                winner = (1 if b > a else 0) if top >= low else (3 if d > c else 2)
+                pooled[w] = max(best, np.float32(0.0))
+                won[w] = winner if best > 0.0 else -1
 
 
 @_loops
@@ -95,11 +103,16 @@ def _unpool(gradient, winners, height, width, out):  # type: ignore[no-untyped-d
     out[:] = 0.0
     for channel in range(out.shape[0]):
         for h in range(rows):
+            at = (channel * rows + h) * columns
+            upper, lower = out[channel, 2 * h * stride :], out[channel, (2 * h + 1) * stride :]
+            pooled, won = gradient[at : at + columns], winners[at : at + columns]
+            zero = np.float32(0.0)
             for w in range(columns):
-                at = (channel * rows + h) * columns + w
-                winner = winners[at]
-                if winner >= 0:
-                    out[channel, (2 * h + winner // 2) * stride + 2 * w + winner % 2] = gradient[at]
+                g, winner = pooled[w], won[w]
+                upper[2 * w] = g if winner == 0 else zero
+                upper[2 * w + 1] = g if winner == 1 else zero
+                lower[2 * w] = g if winner == 2 else zero
+                lower[2 * w + 1] = g if winner == 3 else zero
 
 
 @_loops
@@ -212,6 +225,15 @@ def _sum_rows(values, out):  # type: ignore[no-untyped-def]
 
 
 @_loops
+def _add_row_sums(values, out):  # type: ignore[no-untyped-def]
+    for i in range(values.shape[0]):
+        total = np.float32(0.0)
+        for j in range(values.shape[1]):
+            total += values[i, j]
+        out[i] += total
+
+
+@_loops
 def _relu_gradient(gradient, activations):  # type: ignore[no-untyped-def]
     for i in range(gradient.shape[0]):
         for j in range(gradient.shape[1]):
@@ -253,10 +275,7 @@ def _backward(table, parameters, begins, k, activations, gradients, winners, col
                 _columns(x[i], height, width, padded, around)
                 np.dot(z, around.T, part)
                 _add(part, of_weights)
-                per_map = size_out // n_out
-                for channel in range(n_out):
-                    for j in range(channel * per_map, (channel + 1) * per_map):
-                        of_bias[channel] += up[i, j] if winners[first + j] >= 0 else np.float32(0.0)
+                _add_row_sums(z, of_bias)
                 if layer > 0:
                     np.dot(weights.T, z, spread)
                     _add_columns(spread, height, width, padded, down[i])

@@ -1,0 +1,6 @@
+"""Attribution from gradients: TRAK on any device, with layer-wise gradients and projections that are never stored."""
+
+from datamodels.trak.outputs import Contrastive
+from datamodels.trak.trak import TRAK
+
+__all__ = ["TRAK", "Contrastive"]

@@ -1,0 +1,86 @@
+"""From features to scores: τ = [mean over checkpoints of Φ (ΦᵀΦ + ridge I)⁻¹ φ] × [mean of Q] (Park et al. 2023, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.errors import RequestError
+
+AUTO_RIDGE = 1e-3
+"""What ``ridge="auto"`` is of the mean diagonal of ΦᵀΦ."""
+
+_ROWS = 4096
+_TARGETS = 1024
+
+Matrix = NDArray[np.float32]
+
+
+class Kernel:
+    """ΦᵀΦ + ridge I of the features (n, dim) of one checkpoint, factored in float64.
+
+    Attributes
+    ----------
+    ridge
+        What was added to the diagonal.
+    """
+
+    def __init__(self, features: Matrix, ridge: float | Literal["auto"]) -> None:
+        from scipy.linalg import LinAlgError, cho_factor
+
+        dim = features.shape[1]
+        gram = np.zeros((dim, dim))
+        for start in range(0, len(features), _ROWS):
+            block = features[start : start + _ROWS].astype(np.float64)
+            gram += block.T @ block
+        if not np.isfinite(gram).all():
+            raise RequestError("features of the train examples are not finite: the model's gradients overflow or are NaN")
+        self.ridge = AUTO_RIDGE * float(np.trace(gram)) / dim if ridge == "auto" else float(ridge)
+        gram[np.diag_indices(dim)] += self.ridge
+        try:
+            self._factor = cho_factor(gram, lower=True, overwrite_a=True)
+            pivots = np.diag(self._factor[0])
+            if pivots.min() ** 2 <= 4e-16 * dim * pivots.max() ** 2:
+                raise LinAlgError
+        except LinAlgError:
+            raise RequestError(
+                f"the kernel of {len(features)} examples in {dim} dimensions is singular with ridge {self.ridge:g}; "
+                "give a larger ridge, or 'auto', which is 1e-3 of its mean diagonal"
+            ) from None
+
+    def solve(self, targets: Matrix) -> Matrix:
+        """(ΦᵀΦ + ridge I)⁻¹ φ of features (t, dim), as (dim, t)."""
+        from scipy.linalg import cho_solve
+
+        return cho_solve(self._factor, targets.T.astype(np.float64)).astype(np.float32)
+
+
+def stream_scores(
+    train: Sequence[Matrix],
+    kernels: Sequence[Kernel],
+    targets: Sequence[Matrix],
+    weights: NDArray[np.float64],
+    out: Matrix,
+) -> None:
+    """Fill `out` (n, t), block by block.
+
+    Parameters
+    ----------
+    train, kernels, targets
+        Of each checkpoint: features (n, dim), their kernel, and features (t, dim).
+    weights
+        (n,), the mean of Q over checkpoints.
+    out
+        An array or a memory map.
+    """
+    n, t = out.shape
+    for first in range(0, t, _TARGETS):
+        columns = slice(first, min(first + _TARGETS, t))
+        solved = [kernel.solve(some[columns]) for kernel, some in zip(kernels, targets, strict=True)]
+        for start in range(0, n, _ROWS):
+            rows = slice(start, min(start + _ROWS, n))
+            total = sum(np.asarray(some[rows]) @ one for some, one in zip(train, solved, strict=True))
+            out[rows, columns] = total * (weights[rows, None] / len(train)).astype(np.float32)

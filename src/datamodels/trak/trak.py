@@ -1,0 +1,336 @@
+"""TRAK: attribution from the gradients of a few trained models (Park et al., ICML 2023, arXiv:2303.14186)."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datamodels.attribution import Attribution
+from datamodels.errors import RequestError, first_line
+from datamodels.files import replacing
+from datamodels.trak import batches
+from datamodels.trak.features import Features
+from datamodels.trak.gradients import Gradients
+from datamodels.trak.outputs import State, resolve
+from datamodels.trak.projections import projection_of
+from datamodels.trak.scores import AUTO_RIDGE, Kernel, stream_scores
+
+UNITS = (
+    "first-order estimate of the change of the target's model output when the train example joins the training set; "
+    "comparable between train examples and targets, its scale is not calibrated"
+)
+
+
+class TRAK:
+    """Scores of train examples by projected gradients.
+
+    With Φ_c (n, dim) the projected gradients of the model output at the train examples under checkpoint c, φ_c those of a
+    target, and Q_c = 1 - p (for classification; -dℓ/df in general),
+
+        τ = [mean_c Φ_c (Φ_cᵀΦ_c + ridge I)⁻¹ φ_c] × [mean_c Q_c].
+
+    Parameters
+    ----------
+    model
+        The architecture; its values are replaced by those of each checkpoint. It runs in eval mode, so batch norm uses its
+        running statistics. Parameters with ``requires_grad`` off are left out; one that several layers share counts once.
+    task
+        ``"image_classification"`` or ``"text_classification"`` (log-odds margin of the label; batches (inputs..., labels)
+        or dicts with ``labels``; outputs that are logits or have ``.logits``), ``"regression"``, ``"contrastive"``, an
+        object with ``output`` and ``loss_weight`` (see `datamodels.trak.outputs.OutputObject`), or an object written for
+        the `traker` package.
+    projection
+        ``"sjlt"``: one ±1 per coordinate; ``"rademacher"``: dense ±1/√dim; ``"none"``: the gradients themselves.
+    dim
+        Features per example.
+    seed
+        Of the projection.
+    ridge
+        Added to ΦᵀΦ of the projected gradients as they are; ``"auto"`` is 1e-3 of its mean diagonal, per checkpoint.
+    params
+        Names of parameters to use, or patterns like ``"layer4.*"``; all by default.
+    device
+        Where to compute; where the model is by default.
+    out
+        A folder for the features, which outlives the process; a temporary one by default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Any = "image_classification",
+        projection: str = "sjlt",
+        dim: int = 2048,
+        seed: int = 0,
+        ridge: float | Literal["auto"] = "auto",
+        params: str | Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        out: str | Path | None = None,
+    ) -> None:
+        if ridge != "auto" and not (isinstance(ridge, int | float) and 0 <= ridge < math.inf):
+            raise RequestError(f"ridge is {ridge!r}; give a number of at least 0, or 'auto' (default)")
+        self.model = model if device is None else model.to(device)
+        self.ridge, self.seed = ridge, seed
+        self._task = resolve(task)
+        self._names = _chosen(model, params)
+        self._gradients = Gradients(self.model, self._task, self._names)
+        self.projection = projection_of(projection, dim, seed, self._gradients.size)
+        self._folder = tempfile.TemporaryDirectory(prefix="datamodels-trak-") if out is None else None
+        self.out = Path(self._folder.name if self._folder else out)  # type: ignore[arg-type]
+        self._checkpoints: list[Mapping[str, Tensor] | str | Path] = []
+        self._train: Iterable[Any] = ()
+        self._features: list[Features] = []
+
+    # -- features -------------------------------------------------------------------------------------
+
+    def featurize(
+        self,
+        train_loader: Iterable[Any],
+        checkpoints: Sequence[Mapping[str, Tensor] | str | Path],
+        *,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        """Compute the features of the train examples under every checkpoint; rows that are on disk are left alone.
+
+        Parameters
+        ----------
+        train_loader
+            Batches in a fixed order: a DataLoader without shuffling, or a list.
+        checkpoints
+            State dicts, or files of them.
+        rows
+            Only the train examples start..stop-1: for processes that share the work, and the folder.
+
+        Raises
+        ------
+        RequestError
+            when the folder holds features of another model, checkpoint, projection, seed or number of examples, and when
+            a checkpoint does not fit the model.
+        """
+        if not checkpoints or isinstance(checkpoints, str | Path | Mapping):
+            raise RequestError("checkpoints must be a list of state dicts or of paths, at least one")
+        n = batches.count(train_loader)
+        start, stop = rows or (0, n)
+        if not 0 <= start < stop <= n:
+            raise RequestError(f"rows are {rows}; give (start, stop) within 0..{n}")
+        self._checkpoints, self._train, self._features = list(checkpoints), train_loader, []
+        for c, checkpoint in enumerate(self._checkpoints):
+            state = self._state(checkpoint)
+            folder = self.out / f"checkpoint_{c:03d}"
+            features = Features.open_or_create(folder, n, self.projection.dim, self._manifest(state))
+            self._features.append(features)
+            self._fill(features, train_loader, state, start, stop)
+
+    def score(self, target_loader: Iterable[Any], *, out: str | Path | None = None) -> Attribution:
+        """Scores of all train examples for the targets, an `Attribution` with weights (n, t) and bias 0.
+
+        Parameters
+        ----------
+        target_loader
+            Batches of targets with their labels, like those of the train examples.
+        out
+            A ``.npy`` file to stream the weights to; the attribution then reads them from there.
+
+        Raises
+        ------
+        RequestError
+            before `featurize`, while rows are missing, and for a kernel that is singular.
+        """
+        train = self._complete()
+        t, n, dim = batches.count(target_loader), train[0].n, self.projection.dim
+        kernels = [Kernel(one.rows(), self.ridge) for one in train]
+        weights = np.mean([one.weights().astype(np.float64) for one in train], axis=0)
+        with tempfile.TemporaryDirectory(prefix=".targets-", dir=self.out) as folder:
+            targets = []
+            for c, checkpoint in enumerate(self._checkpoints):
+                features = Features.open_or_create(Path(folder) / str(c), t, dim, {})
+                self._fill(features, target_loader, self._state(checkpoint), 0, t)
+                targets.append(features.rows())
+            with _result(out, (n, t)) as scores:
+                stream_scores([one.rows() for one in train], kernels, targets, weights, scores)
+        return Attribution(
+            weights=scores if out is None else np.load(out, mmap_mode="r"),
+            bias=np.zeros(t),
+            train_facts={"loss_weight": weights},
+            provenance=self._provenance(train, kernels),
+        )
+
+    def _complete(self) -> list[Features]:
+        if not self._features:
+            raise RequestError("there are no features yet; call featurize(train_loader, checkpoints) first")
+        for features in self._features:
+            done = int(features.done().sum())
+            if done < features.n:
+                raise RequestError(
+                    f"{str(features.path)!r} has features of {done} of {features.n} train examples; call featurize for the "
+                    "others, or wait for the processes that do"
+                )
+        return self._features
+
+    def _fill(self, features: Features, loader: Iterable[Any], state: tuple[State, State], start: int, stop: int) -> None:
+        """Compute what is missing of rows start..stop-1."""
+        missing = ~features.done()
+        missing[:start] = missing[stop:] = False
+        if not missing.any():
+            return
+        params, buffers = state
+        device = next(iter(params.values())).device
+        with _evaluating(self.model):
+            if self._task.prepare is not None:
+                self._task.prepare(self.model, params, buffers, self._train)
+            for first, last, given in batches.walk(loader, features.n):
+                if not missing[first:last].any():
+                    continue
+                batch = batches.on(given, device)
+                found, weights = self._project(batch, params, buffers)
+                a, b = max(first, start), min(last, stop)
+                features.write(a, found[a - first : b - first], weights[a - first : b - first])
+
+    def _project(self, batch: Any, params: State, buffers: State) -> tuple[Any, Any]:
+        """Features (B, dim) and Q (B,) of a batch."""
+        size, device = batches.size(batch), next(iter(params.values())).device
+        found = torch.zeros(size, self.projection.dim, device=device)
+        for rows, parts in self._gradients.pieces(params, buffers, batch):
+            found[rows] += self.projection(parts, rows.stop - rows.start, device)
+        with torch.no_grad():
+            weights = self._task.weight(self.model, params, buffers, batch)
+        if weights.shape != (size,):
+            raise RequestError(f"the loss weights have shape {tuple(weights.shape)} for {size} examples; one per example")
+        return found.cpu().numpy(), weights.float().cpu().numpy()
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    def _state(self, checkpoint: Mapping[str, Tensor] | str | Path) -> tuple[State, State]:
+        """Parameters and buffers of a checkpoint, on the model's device."""
+        content: Any = checkpoint
+        if isinstance(checkpoint, str | Path):
+            try:
+                content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise RequestError(f"cannot read the checkpoint {str(checkpoint)!r}: {first_line(error)}") from None
+            if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+                content = content["state_dict"]
+        mine = self.model.state_dict()
+        if not isinstance(content, Mapping) or {k: v.shape for k, v in mine.items()} != {
+            key: getattr(value, "shape", None) for key, value in content.items()
+        }:
+            raise RequestError(
+                f"the checkpoint {_brief(checkpoint)} is no state dict of the model: {_difference(mine, content)}"
+            )
+        params, buffers = (
+            {name: content.get(name, old).detach().to(old) for name, old in pairs}
+            for pairs in (self.model.named_parameters(), self.model.named_buffers())
+        )
+        return params, buffers
+
+    def _manifest(self, state: tuple[State, State]) -> dict[str, Any]:
+        params, buffers = state
+        content = hashlib.sha256()
+        for name, value in {**params, **buffers}.items():
+            content.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        chosen = "\n".join(f"{name} {tuple(params[name].shape)}" for name in self._names)
+        return {
+            "task": self._task.name,
+            "projection": self.projection.name,
+            "seed": None if self.projection.name == "none" else self.seed,
+            "coordinates": self._gradients.size,
+            "parameters": hashlib.sha256(chosen.encode()).hexdigest()[:16],
+            "checkpoint": content.hexdigest()[:16],
+        }
+
+    def _provenance(self, train: Sequence[Features], kernels: Sequence[Kernel]) -> dict[str, Any]:
+        manifests = [self._manifest(self._state(one)) for one in self._checkpoints]
+        return {
+            "estimator": {
+                "name": "TRAK",
+                "task": self._task.name,
+                "projection": self.projection.name,
+                "dim": self.projection.dim,
+                "seed": manifests[0]["seed"],
+                "coordinates": self._gradients.size,
+                "ridge": self.ridge,
+                "ridge_rule": f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute",
+                "ridges": [kernel.ridge for kernel in kernels],
+            },
+            "checkpoints": [manifest["checkpoint"] for manifest in manifests],
+            "n_checkpoints": len(train),
+            "units": UNITS,
+            "paper": "arXiv:2303.14186",
+        }
+
+
+def _chosen(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
+    """Names of the parameters to use, each once, in the model's order."""
+    aliases: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if value.requires_grad:
+            aliases.setdefault(id(value), []).append(name)
+    if not aliases:
+        raise RequestError("the model has no parameter with requires_grad, so there are no gradients")
+    if params is None:
+        return [names[0] for names in aliases.values()]
+    patterns = [params] if isinstance(params, str) else list(params)
+    every = [name for names in aliases.values() for name in names]
+    for pattern in patterns:
+        if not fnmatch.filter(every, pattern):
+            raise RequestError(
+                f"params has {pattern!r}, which names no parameter with requires_grad; the model has {', '.join(every[:8])}"
+                f"{', ...' if len(every) > 8 else ''}"
+            )
+    chosen = [
+        names[0] for names in aliases.values() if any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns)
+    ]
+    if not chosen:
+        raise RequestError("params is empty; leave it out to use all parameters")
+    return chosen
+
+
+def _brief(checkpoint: Any) -> str:
+    return repr(str(checkpoint)) if isinstance(checkpoint, str | Path) else f"({type(checkpoint).__name__})"
+
+
+def _difference(mine: Mapping[str, Tensor], content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"it holds {type(content).__name__}"
+    missing, extra = [k for k in mine if k not in content], [k for k in content if k not in mine]
+    if missing or extra:
+        return f"missing {missing[:4]}, unknown {extra[:4]}"
+    other = next(k for k in mine if mine[k].shape != getattr(content[k], "shape", None))
+    return f"{other!r} must have shape {tuple(mine[other].shape)}"
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _result(out: str | Path | None, shape: tuple[int, int]) -> Iterator[Any]:
+    """An array to fill: in memory, or a memory map that becomes the file `out` when it is full."""
+    if out is None:
+        yield np.empty(shape, dtype=np.float32)
+        return
+    if Path(out).suffix != ".npy":
+        raise RequestError(f"out is {str(out)!r}; it must end in .npy")
+    with replacing(out) as temporary:
+        scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        yield scores
+        scores.flush()

@@ -1,0 +1,239 @@
+"""The image experiments at their quick sizes, and the pages of larger and more colourful ones."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from datamodels import Attribution, Store, datasets
+from datamodels.applications.subgroups import Subgroups
+from datamodels.datasets import Dataset, Split, load
+from datamodels.errors import RequestError
+from datamodels.experiment import Fit, Part, run_experiment
+from datamodels.regression.estimators import Ridge
+from datamodels.report.page import Examples, Page, render
+from datamodels.report.sprites import Sheet, sheet
+from datamodels.training.ensemble import TrainRecipe
+from datamodels.training.recipes import Recipe
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Quick sizes have so few models that some training examples are in none of their subsets.
+few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    """The script that a test names."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module(request.param)
+
+
+def script(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", [name], indirect=True)
+
+
+# -- the scripts --------------------------------------------------------------------------------------
+
+
+@few
+@script("subclasses")
+def test_hidden_digits_are_found_and_more_models_go_on_with_the_first(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--quick", "--jobs", "1", "--out", str(tmp_path / "run")]
+    first = example.main([*options, "--models", "48"])
+    rows = np.array(Store.open(tmp_path / "run/tenth").array("margins"))
+    second = example.main(options)
+    assert (first["trained"], second["trained"]) == (48, 48)
+    np.testing.assert_array_equal(Store.open(tmp_path / "run/tenth").array("margins")[: len(rows)], rows)
+    groups = second["subgroups"]
+    assert groups["nmi"] > groups["nmi_baseline"] > 0.3
+    assert groups["ari"] > 0.25
+    assert f"datamodels against the digit: NMI {groups['nmi']:.3f}" in capsys.readouterr().out
+    assert example.main(options)["trained"] == 0
+    with pytest.raises(RequestError):
+        example.main([*options, "--models", "48"])
+
+
+@few
+@script("similar_images")
+def test_similar_images_are_drawn_and_pairs_listed(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    result = example.main(["--quick", "--jobs", "1", "--out", str(out)])
+    data, attribution = load("mnist_5k[600,200]"), Attribution.load(out / "lasso.h5ad")
+    with (out / "leaks.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(result["leaks"]) == 20
+    for row in table:
+        train, target = int(row["train"]), int(row["target"])
+        assert float(row["weight"]) == pytest.approx(float(attribution.weights[train, target]))
+        assert row["train_class"] == data.class_names[data.train.y[train]]
+        assert row["exact"] == "False"
+    assert np.mean([row["train_class"] == row["target_class"] for row in table]) > 0.7
+    with Image.open(out / "similar.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape[0] > 1000
+    red, _, blue = np.moveaxis(pixels, 2, 0)
+    assert min(((blue - red) > 100).sum(), ((red - blue) > 100).sum()) > 1000  # frames of either kind
+    assert str(out / "similar.png") in capsys.readouterr().out
+
+
+@few
+@script("alpha_sweep")
+def test_every_alpha_costs_the_same(example: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rows = example.main(["--quick", "--jobs", "1", "--out", str(out)])
+    assert [row["alpha"] for row in rows] == [0.1, 0.5]
+    costs = [row["models"] * row["seen"] for row in rows]
+    assert costs[0] == pytest.approx(costs[1], rel=0.01)
+    for row in rows:
+        stores = [Store.open(out / f"alpha_{row['alpha']}{part}") for part in ("", "_test")]
+        assert sum(store.n_models for store in stores) == row["models"]
+        assert row["accuracy"] == pytest.approx((stores[0].array("margins")[:] > 0).mean())
+        assert row["lds_low"] < row["lds"] < row["lds_high"]
+        assert 0 < row["nmi"] < 1
+    assert rows[1]["accuracy"] > rows[0]["accuracy"]
+    assert 0 <= rows[0]["overlap"] < 1
+    assert rows[1]["overlap"] is None
+    assert json.loads((out / "alpha_sweep.json").read_text()) == rows
+    lines = (out / "alpha_sweep.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    with Image.open(out / "alpha_sweep.png") as picture:
+        assert picture.size == (1350, 900)
+
+
+@pytest.mark.parametrize("example", ["subclasses", "similar_images"], indirect=True)
+def test_data_that_is_not_there_ends_a_script_with_advice(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATAMODELS_DATA", str(tmp_path))
+    datasets.load.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        example.run(lambda: example.main(["--data", "cifar10", "--out", str(tmp_path / "run")]))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cifar10 is not there: looked for data_batch_1")
+    assert not (tmp_path / "run").exists()
+
+
+@script("subclasses")
+def test_too_few_models_are_refused(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        example.main(["--quick", "--models", "10"])
+    assert "--models is 10; give 48 or more" in capsys.readouterr().err
+
+
+def test_every_script_is_listed() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    assert {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"} == set(
+        re.findall(r"^\| `(\w+\.py)`", text, re.M)
+    )
+
+
+# -- their pages ------------------------------------------------------------------------------------------
+
+
+def opened(made: Sheet) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(base64.b64decode(made.uri.partition(",")[2]))) as picture:
+        return np.asarray(picture)
+
+
+def tile(made: Sheet, i: int) -> NDArray[np.int64]:
+    """What a box shows that has the style of example i."""
+    whole = opened(made)
+    height, width = whole.shape[0] // made.rows, whole.shape[1] // made.columns
+    x, y = (float(share.rstrip("%")) / 100 for share in made.style(i).removeprefix("background-position:").split())
+    left, top = round(x * (made.columns - 1)) * width, round(y * (made.rows - 1)) * height
+    return whole[top : top + height, left : left + width].astype(int)
+
+
+def test_a_sheet_holds_the_examples_that_were_asked_for() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 6), dtype=np.uint8)
+    shown = np.arange(3, 300, 3)
+    made = sheet(images, shown)
+    assert (made.columns, made.rows) == (40, 3)
+    for i in shown:
+        np.testing.assert_array_equal(tile(made, i), images[i])
+    np.testing.assert_array_equal(tile(sheet(images[:1]), 0), images[0])
+
+
+def test_colours_are_kept() -> None:
+    images = np.zeros((50, 16, 16, 3), dtype=np.uint8)
+    images[np.arange(50), :, :, np.arange(50) % 3] = 200
+    made = sheet(images, [7, 8, 9, 48])
+    for i in (7, 8, 9, 48):
+        assert np.abs(tile(made, i) - images[i]).max() < 30
+
+
+@pytest.mark.parametrize("shape", [(3000, 64, 64), (2500, 40, 30, 3)])
+def test_many_large_pictures_are_shrunk(shape: tuple[int, ...]) -> None:
+    images = np.zeros(shape, dtype=np.uint8)
+    images[1::2] = 255
+    made = sheet(images)
+    assert opened(made).size <= 2**21 * 1.05 * (3 if len(shape) == 4 else 1)
+    for i in (0, 1, 38, 39, 2201):
+        assert np.abs(tile(made, i) - (255 if i % 2 else 0))[2:-2, 2:-2].max() < 10
+
+
+@pytest.mark.parametrize("colours", [(), (3,)])
+def test_a_page_of_ten_thousand_pictures_stays_small(colours: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    weights = np.zeros((10_000, 2000), dtype=np.float32)
+    weights[:, :12] = rng.normal(size=(10_000, 12))
+    train, test = (
+        Examples(["name"] * k, rng.integers(0, 256, (k, 7, 7, *colours), dtype=np.uint8).repeat(4, 1).repeat(4, 2))
+        for k in (10_000, 2000)
+    )
+    groups = Subgroups(np.arange(2000) % 10, rng.normal(size=(2000, 2)), "kmeans")
+    text = render(Page("t", [], {}, Attribution(weights, np.zeros(2000)), train, test, range(12), groups=groups))
+    assert len(text) < 8e6
+    assert text.count("train-picture'") == 12 * 16
+    first = int(weights[:, 0].argmax())
+    assert f"title='training example {first}'" in text
+
+
+@few
+def test_a_run_on_colour_pictures_names_hidden_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four colours under two labels; the page has colour pictures, and the names of the colours instead of codes."""
+    monkeypatch.setattr("datamodels.datasets.registry._LOADERS", {})
+    rng = np.random.default_rng(0)
+    palette = np.array([[220, 30, 30], [30, 200, 30], [30, 30, 220], [200, 200, 30]])
+
+    def split(k: int) -> Split:
+        y = np.arange(k) % 4
+        images = np.clip(palette[y][:, None, None] + rng.normal(0, 30, (k, 6, 6, 3)), 0, 255).astype(np.uint8)
+        return Split(np.ascontiguousarray(images.transpose(0, 3, 1, 2) / np.float32(255)), y, None, images)
+
+    names = ("red", "green", "blue", "yellow")
+    fine = Dataset("paint", split(80), split(40), names)
+    coarse = fine.coarse({"warm": ["red", "yellow"], "cold": ["green", "blue"]}, "paint:warm", hidden_name="colour")
+    recipe = Recipe(architecture="linear", epochs=3)
+    for data in (fine, coarse):
+        datasets.register(data.name, lambda data=data: data)
+        task = TrainRecipe(recipe, data)
+        parts = [Part("a", task, 0.5, 60), Part("b", task, 0.5, 20, seed=1, replicates=2)]
+        out = tmp_path / str(data.hidden_name)
+        fits = [Fit("ridge", Ridge(), "a", "b")]
+        run_experiment(
+            out, title="t", parts=parts, fits=fits, neighbours="ridge", embedding="ridge", jobs=1, progress=False
+        )
+        page = (out / "index.html").read_text()
+        assert page.count("url(data:image/jpeg;base64") == 3
+        assert set(re.findall(r"<span class=label>(\w+)</span>", page)) == set(names)
+        drawn = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL)[1])
+        assert set(drawn["map"]["names"]) == set(names)
+        assert ("commonest colour" in page) == (data is coarse)
+    assert set(drawn["map"]["colours"]["colour"]) == set(names)
