@@ -22,7 +22,7 @@ from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
 
 QUIET: dict[str, Any] = {"executor": "inline", "progress": False}
-RECIPE = Recipe(architecture="mlp", hidden=(12,), epochs=8, lr=0.05)
+RECIPE = Recipe(architecture="linear", epochs=8, lr=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_models_that_fail_are_an_error(problem: Any, tmp_path: Path) -> None:
 
 def test_removing_what_a_datamodel_names_does_what_it_predicts(problem: Any, tmp_path: Path) -> None:
     task, attribution = problem
-    targets = np.arange(0, 80, 4)
+    targets = np.arange(80)
     found = counterfactual(
         task, {"ridge": attribution, "chance": random_scores(160, 80)}, targets=targets, k=16, folder=tmp_path, **QUIET
     )
@@ -87,18 +87,20 @@ def test_removing_what_a_datamodel_names_does_what_it_predicts(problem: Any, tmp
     beyond = np.array([change.beyond_random.value for change in found.of("ridge")])
     assert beyond.mean() < -0.3
     assert (beyond < 0).mean() > 0.8
-    assert np.mean([change.beyond_random.high < 0 for change in found.of("ridge")]) > 0.5
+    assert np.mean([change.beyond_random.high < 0 for change in found.of("ridge")]) > 0.7
     assert all(change.predicted < 0 for change in found.of("ridge"))
     agreement = found.agreement("ridge")
-    assert agreement.low > 0.2
-    assert agreement.pearson > 0.4
+    assert agreement.low > 0
+    assert agreement.pearson > 0.3
+    assert 0.5 < agreement.slope < 1.2  # datamodels predict in units of the margin
+    assert abs(found.agreement("chance").spearman) < 0.3
     assert abs(np.mean([change.beyond_random.value for change in found.of("chance")])) < 0.15
 
     store = Store.open(tmp_path)
     masks, outputs = store.masks(), np.asarray(store.array("margins"), dtype=np.float64)
     assert (~masks).sum(axis=1).tolist() == [0] * 5 + [16] * (len(masks) - 5)
     assert len(np.unique(masks[5:10], axis=0)) == 5  # another random draw for each run
-    change, rows = found.of("ridge")[3], slice(5 * (2 + 3), 5 * (3 + 3))
+    change, rows = found.of("ridge")[12], slice(5 * (2 + 12), 5 * (3 + 12))
     strongest = np.argsort(-attribution.weights[:, 12])[:16]
     np.testing.assert_array_equal(np.flatnonzero(~masks[rows.start]), np.sort(strongest))
     step = attribution.predict(masks[rows.start])[12] - attribution.predict(masks[0])[12]
@@ -106,7 +108,7 @@ def test_removing_what_a_datamodel_names_does_what_it_predicts(problem: Any, tmp
     assert change.actual.value == pytest.approx(outputs[rows, 12].mean() - outputs[:5, 12].mean())
     test = stats.ttest_ind(outputs[rows, 12], outputs[:5, 12], equal_var=False).confidence_interval(0.95)
     assert change.actual[1:] == pytest.approx((test.low, test.high))
-    assert len(found.table()) == 40
+    assert len(found.table()) == 160
     assert found.to_dict()["output"] == "margins"
     with pytest.raises(RequestError, match="method 'lasso' is unknown; legal: ridge, chance"):
         found.of("lasso")
@@ -280,7 +282,7 @@ def test_found_removals_flip_and_smaller_ones_do_not(problem: Any, tmp_path: Pat
     np.testing.assert_array_equal(already, found.base_margins < 0)
     assert flipped.sum() >= 4
     assert (found.margins[flipped] < 0).all()
-    assert (found.wrong[flipped] >= 0.5).all()
+    assert (found.wrong[flipped] > 0).all()
     assert (found.holds[flipped] < found.verified[flipped]).all()
     assert (found.verified <= 60).all()
     for i in np.flatnonzero(flipped)[:2]:
@@ -290,7 +292,7 @@ def test_found_removals_flip_and_smaller_ones_do_not(problem: Any, tmp_path: Pat
         fresh = retrain(task, masks, outputs=("margins",), folder=tmp_path / f"check-{i}", seed=99, **QUIET)["margins"]
         assert fresh[:, targets[i]].mean() < found.base_margins[i] / 2
     both = flipped & (found.estimated > 0)
-    assert stats.spearmanr(found.estimated[both], found.verified[both])[0] > 0.3
+    assert stats.spearmanr(found.estimated[both], found.verified[both])[0] > 0.6
     again = brittleness(task, attribution, targets, **options)
     assert again.to_dict() == found.to_dict()
     assert len(found.table()) == len(targets)

@@ -96,13 +96,24 @@ class Change(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Correlation over targets of predicted and actual changes; ``low`` and ``high`` bound the Spearman correlation by a bootstrap
-    over targets. Noise of the training runs is in it: more replicates raise it."""
+    """Predicted against actual changes over targets.
+
+    Attributes
+    ----------
+    pearson, spearman
+        Correlations. Noise of the training runs is in them: more replicates raise them.
+    low, high
+        Bootstrap interval over targets of the Spearman correlation.
+    slope
+        Least squares of actual on predicted changes, through the origin: 1 where predictions are of the right size, 0 where
+        they are all 0.
+    """
 
     pearson: float
     spearman: float
     low: float
     high: float
+    slope: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +159,8 @@ class Counterfactual:
         low, high = np.nanquantile(found[1:], [tail, 1 - tail])
         varies = predicted.std() > 0 and actual.std() > 0
         pearson = float(np.corrcoef(predicted, actual)[0, 1]) if varies else 0.0
-        return Agreement(pearson, float(found[0]), float(low), float(high))
+        slope = float(predicted @ actual / (predicted @ predicted)) if predicted.any() else 0.0
+        return Agreement(pearson, float(found[0]), float(low), float(high), slope)
 
     def table(self) -> list[dict[str, Any]]:
         """One row per method and target: the fields of `Change`, each estimate as three numbers."""

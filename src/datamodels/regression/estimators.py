@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
+from datamodels.attribution import Attribution
 from datamodels.errors import ConvergenceWarning, RequestError
 from datamodels.regression.kernel import leave_one_out, ridge_kernel
 from datamodels.regression.krylov import ridge_out_of_mask
 from datamodels.regression.moments import default_tolerance
 from datamodels.regression.path import PathFit, fit_path
+from datamodels.regression.prior import check_prior, describe_prior, solve_with_prior
 from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
@@ -27,7 +29,7 @@ from datamodels.regression.statistics import SplitStatistics, Statistics, count_
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 _VAL_FRACTION = 0.15
 
 
@@ -124,6 +126,7 @@ class _PathEstimator(_Selected):
 
     eps: Fraction = 1e-3
     tol: Annotated[float, Field(gt=0)] | None = None
+    prior: Attribution | None = field(default=None, repr=False)
     penalised: ClassVar[bool] = True
 
     @property
@@ -134,6 +137,10 @@ class _PathEstimator(_Selected):
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         return self._draw(units)
 
+    def describe(self) -> dict[str, Any]:
+        said = {"name": self.name, **{key: getattr(self, key) for key in self.__dataclass_fields__ if key != "prior"}}
+        return said if self.prior is None else {**said, "prior": describe_prior(self.prior)}
+
     def solve(
         self,
         data: SplitStatistics,
@@ -141,7 +148,22 @@ class _PathEstimator(_Selected):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
-        return self._solution(fit_path(data, penalty=penalty, progress=progress, **self._settings()), data.n_train)
+        def once(factors: NDArray[np.float64] | None) -> Solution:
+            return self._solution(fit_path(data, penalty=factors, progress=progress, **self._settings()), data.n_train)
+
+        return self._chosen(once, penalty, data.n_train, data.n_targets)
+
+    def _chosen(
+        self,
+        solve: Callable[[NDArray[np.float64] | None], Solution],
+        penalty: NDArray[np.float64] | None,
+        n_train: int,
+        n_targets: int,
+    ) -> Solution:
+        if self.prior is None:
+            return solve(penalty)
+        check_prior(self.prior, n_train, n_targets)
+        return solve_with_prior(solve, self.prior, penalty)
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
         tables = 2 if self.folds is None else 2 * self.folds + 1  # folds need the table of all rows beside their own
@@ -158,11 +180,15 @@ class _PathEstimator(_Selected):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
-        found = fit_path_from_rows(
-            PackedRows.read(problem), self.splits, own_rows=own_rows, penalty=penalty, progress=progress,
-            **self._settings(),
-        )  # fmt: skip
-        return self._solution(found, problem.n_train)
+        rows = PackedRows.read(problem)
+
+        def once(factors: NDArray[np.float64] | None) -> Solution:
+            found = fit_path_from_rows(
+                rows, self.splits, own_rows=own_rows, penalty=factors, progress=progress, **self._settings()
+            )
+            return self._solution(found, problem.n_train)
+
+        return self._chosen(once, penalty, problem.n_train, problem.n_targets)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -205,6 +231,10 @@ class Lasso(_PathEstimator):
         Relative duality gap of the refit; by default 1e-8 (float64, up to 2,048 examples) or 1e-5.
     intercept
         Without, b = 0 and nothing is centred.
+    prior
+        An attribution of the same examples to the same targets, TRAK say, that says what is likely to matter: examples
+        with large scores are penalised less (see `prior.prior_factors`). How much less is chosen per target on
+        the held-out rows, not at all being one of the choices.
     """
 
     name: ClassVar[str] = "lasso"
@@ -222,7 +252,7 @@ class ElasticNet(_PathEstimator):
     ----------
     l1_ratio
         ρ, in (0, 1]. One λ scales both penalties, so results depend on the units of y.
-    n_lambdas, eps, val_fraction, folds, seed, tol, intercept
+    n_lambdas, eps, val_fraction, folds, seed, tol, intercept, prior
         As in `Lasso`.
     """
 
@@ -375,6 +405,8 @@ def from_description(description: Mapping[str, Any]) -> Estimator:
     options = {key: value for key, value in description.items() if key != "name"}
     if description.get("name") not in ESTIMATORS:
         raise RequestError(f"estimator {description.get('name')!r} is unknown; legal: {', '.join(ESTIMATORS)}")
+    if "prior" in options:
+        raise RequestError("the estimator had a prior, which its description does not hold: give the estimator itself")
     return ESTIMATORS[description["name"]](**options)
 
 

@@ -69,7 +69,9 @@ def count(loader: Iterable[Batch]) -> int:
         )
     if isinstance(loader, torch.utils.data.DataLoader):
         if isinstance(loader.sampler, torch.utils.data.RandomSampler):
-            raise RequestError("the loader shuffles, so rows would belong to other examples; make it with shuffle=False")
+            raise RequestError(
+                "the loader shuffles, so rows would belong to other examples; make it with shuffle=False"
+            )
         if loader.drop_last:
             raise RequestError("the loader drops the last examples; make it with drop_last=False")
         if isinstance(loader.sampler, torch.utils.data.SequentialSampler) and loader.batch_sampler is not None:

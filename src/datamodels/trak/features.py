@@ -10,8 +10,9 @@ import contextlib
 import io
 import json
 import os
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from datamodels.errors import CorruptStoreError, RequestError, WriteError, first
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
+_FLUSH_SECONDS = 0.5
+
+Write = Callable[[int, NDArray[np.float32], NDArray[np.float32]], None]
 
 
 class Features:
@@ -87,25 +91,62 @@ class Features:
             raise CorruptStoreError(f"{str(self.path / name)!r} has shape {found.shape}; it must be {shape}")
         return found
 
-    def write(self, start: int, features: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        """Write rows from `start` on: features (k, dim) and Q (k,)."""
-        try:
-            self._put("features.npy", start * self.dim, np.ascontiguousarray(features, dtype=np.float32))
-            self._put("weights.npy", start, np.ascontiguousarray(weights, dtype=np.float32))
-            self._put("done.npy", start, np.ones(len(weights), dtype=np.uint8))
-        except OSError as error:
-            raise WriteError(f"cannot write rows {start}.. of {str(self.path)!r}: {first_line(error)}") from None
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Write]:
+        """Gives a function that writes rows: (first row, features (k, dim), Q (k,)).
 
-    def _put(self, name: str, first: int, values: NDArray[Any]) -> None:
-        path = self.path / name
-        with open(path, "r+b", buffering=0) as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            rest, place = memoryview(values).cast("B"), file.tell() + first * values.itemsize
-            while rest:
-                written = os.pwrite(file.fileno(), rest, place)
-                rest, place = rest[written:], place + written
-            os.fsync(file.fileno())
+        Rows are marked as done once they are flushed, every half second and at the end, whatever ends it: what a killed
+        process had not marked is computed again.
+        """
+        waiting: list[tuple[int, int]] = []
+        flushed = time.monotonic()
+
+        def flush() -> None:
+            nonlocal flushed
+            for name in ("features.npy", "weights.npy") if waiting else ():
+                os.fsync(files[name][0])
+            for start, count in waiting:
+                _put(files["done.npy"], start, np.ones(count, dtype=np.uint8))
+            if waiting:
+                os.fsync(files["done.npy"][0])
+            waiting.clear()
+            flushed = time.monotonic()
+
+        def write(start: int, features: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+            with self._refused():
+                _put(files["features.npy"], start * self.dim, np.ascontiguousarray(features, dtype=np.float32))
+                _put(files["weights.npy"], start, np.ascontiguousarray(weights, dtype=np.float32))
+                waiting.append((start, len(weights)))
+                if time.monotonic() - flushed > _FLUSH_SECONDS:
+                    flush()
+
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for name, _, _ in self._arrays(self.n, self.dim):
+                file = stack.enter_context(open(self.path / name, "r+b", buffering=0))
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                files[name] = (file.fileno(), file.tell())
+            try:
+                yield write
+            finally:
+                with self._refused():
+                    flush()
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(f"cannot write to {str(self.path)!r}: {first_line(error)}") from None
+
+
+def _put(file: tuple[int, int], first: int, values: NDArray[Any]) -> None:
+    """Write values at element `first` of a file (descriptor, where its data begin)."""
+    rest, place = values.data.cast("B"), file[1] + first * values.itemsize
+    while rest:
+        written = os.pwrite(file[0], rest, place)
+        rest, place = rest[written:], place + written
 
 
 def _create(path: Path, content: bytes, zeros: int) -> None:

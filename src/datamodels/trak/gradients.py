@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,17 @@ _CHECK = 1e-3  # relative difference from autograd that rounding cannot explain
 
 Backward = Callable[[Tensor, Mapping[str, int]], Iterator[Part]]
 """(gradient of the layer's output, {"weight" or "bias": offset}) -> parts."""
+
+Call = tuple[list[Tensor], Backward, dict[str, str]]
+"""A call of a layer: the gradient of its output when it is known, what makes parts of it, and {"weight" or "bias": name}."""
+
+
+class Piece(NamedTuple):
+    """Parts of the gradients of some examples of a batch, and their outputs where those are known."""
+
+    rows: slice
+    parts: Iterator[Part]
+    outputs: Tensor | None = None
 
 
 class Gradients:
@@ -65,28 +76,29 @@ class Gradients:
         """Names of the parameters that no layer rule serves."""
         return [name for name in self._names if name in self._rest]
 
-    def pieces(self, params: State, buffers: State, batch: Any) -> Iterator[tuple[slice, Iterator[Part]]]:
-        """(examples, parts of their gradients): pieces of a batch, which add up."""
+    def pieces(self, params: State, buffers: State, batch: Any) -> Iterator[Piece]:
+        """Pieces of a batch, which add up."""
         count = batches.size(batch)
         if not self._checked:
             self._check(params, buffers, batch)
             self._checked = count > 1
         if len(self._rest) < len(self._names):
-            yield slice(0, count), self._by_layers(params, buffers, batch)
+            yield Piece(slice(0, count), *self._by_layers(params, buffers, batch))
         if self._rest:
             size = sum(params[name].numel() for name in self._rest)
             step = max(1, _VMAP_ELEMENTS // size)
             for start in range(0, count, step):
                 rows = slice(start, min(start + step, count))
-                yield rows, self._by_examples(params, buffers, batches.rows_of(batch, rows.start, rows.stop))
+                yield Piece(rows, self._by_examples(params, buffers, batches.rows_of(batch, rows.start, rows.stop)))
 
     # -- by layers ------------------------------------------------------------------------------------
 
-    def _by_layers(self, params: State, buffers: State, batch: Any) -> Iterator[Part]:
+    def _by_layers(self, params: State, buffers: State, batch: Any) -> tuple[Iterator[Part], Tensor]:
+        """Parts of all layers with a rule, and the outputs (B,)."""
         assert self._task.batch is not None
         fixed = {name: value.detach() for name, value in params.items()}
         anchor = torch.zeros((), device=next(iter(fixed.values())).device, requires_grad=True)
-        calls: list[tuple[list[Tensor], Backward, dict[str, str]]] = []
+        calls: list[Call] = []
         with ExitStack() as stack, torch.enable_grad():
             for module, rule, own in self._layers:
                 hook = _recorder(rule, own, batches.size(batch), anchor, calls, self._rest)
@@ -94,7 +106,10 @@ class Gradients:
             outputs = self._task.batch(self._model, fixed, buffers, batch)
             if outputs.requires_grad:
                 torch.autograd.grad(outputs.sum(), anchor, allow_unused=True)
-            del outputs
+        return self._parts_of(calls), outputs.detach()
+
+    def _parts_of(self, calls: list[Call]) -> Iterator[Part]:
+        """Parts of calls, the last first; what a call kept is freed on the way."""
         while calls:
             gradients, backward, own = calls.pop()
             wanted = {key: self.offsets[name] for key, name in own.items() if name not in self._rest}
@@ -107,14 +122,16 @@ class Gradients:
             return
         b = batches.size(batch) // 2
         found = torch.zeros(self.size, dtype=torch.float64)
-        for part in self._by_layers(params, buffers, batch):
+        for part in self._by_layers(params, buffers, batch)[0]:
             for coordinates, values in part.example(b).chunks():
                 found.index_add_(0, coordinates.cpu(), values[0].detach().double().cpu())
         own = {name: params[name].detach().requires_grad_() for name in self._names}
         with torch.enable_grad():
             output = self._task.batch(self._model, {**params, **own}, buffers, batch)[b]
             truth = torch.autograd.grad(output, list(own.values()), allow_unused=True)
-        wanted = [torch.zeros(own[k].numel()) if g is None else g.flatten().cpu() for k, g in zip(own, truth, strict=True)]
+        wanted = [
+            torch.zeros(own[k].numel()) if g is None else g.flatten().cpu() for k, g in zip(own, truth, strict=True)
+        ]
         rounding = 1e-6 * torch.cat(wanted).double().norm()
         for name, gradient in zip(own, wanted, strict=True):
             mine = found[self.offsets[name] : self.offsets[name] + gradient.numel()]
@@ -152,16 +169,18 @@ def _recorder(
     own: dict[str, str],
     count: int,
     anchor: Tensor,
-    calls: list[tuple[list[Tensor], Backward, dict[str, str]]],
+    calls: list[Call],
     rest: set[str],
 ) -> Callable[..., Tensor | None]:
     """A forward hook that keeps the layer's input, and later the gradient of its output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         x = args[0] if args else kwargs["input"]
-        if isinstance(module, nn.Embedding) and len(x) == 1 < count:  # positions, the same for all: a row for each example
+        if (
+            isinstance(module, nn.Embedding) and len(x) == 1 < count
+        ):  # positions, the same for all: a row for each example
             x, output = x.expand(count, *x.shape[1:]), output.expand(count, *output.shape[1:])
-        backward = rule(module, x.detach(), count) if x.ndim > 1 or isinstance(module, nn.Embedding) else None
+        backward = rule(module, x.detach(), count) if x.ndim > isinstance(module, nn.Linear) else None
         if backward is None:
             rest.update(own.values())
             return None

@@ -7,7 +7,7 @@ A model output f(z, θ) is a number per example; Q(z) = -dℓ/df is the weight o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -53,6 +53,8 @@ class ModelOutput:
         (model, params, buffers, example) -> scalar, for one example without a batch axis; runs under `vmap`.
     batch
         (model, params, buffers, batch) -> (B,); None when only `example` exists.
+    weight_of_output
+        outputs (B,) -> Q (B,), where the one says the other: saves a forward pass.
     prepare
         (model, params, buffers, train loader): called once per checkpoint, before the others.
     """
@@ -61,6 +63,7 @@ class ModelOutput:
     weight: Callable[..., Tensor]
     example: Callable[..., Tensor]
     batch: Callable[..., Tensor] | None = None
+    weight_of_output: Callable[[Tensor], Tensor] | None = None
     prepare: Callable[..., None] | None = None
 
 
@@ -73,13 +76,13 @@ def resolve(task: Any) -> ModelOutput:
         for an unknown name, and for an object without the methods that are needed.
     """
     if task in ("image_classification", "text_classification"):
-        return _batched(task, log_odds, one_minus_p)
+        return replace(_batched(task, log_odds, one_minus_p), weight_of_output=lambda f: torch.sigmoid(-f))
     if task == "regression":
         return _batched(task, prediction, residual)
     if task == "contrastive":
         task = Contrastive()
     if isinstance(task, Contrastive):
-        return _batched("contrastive", task.output, task.loss_weight, task.prepare)
+        return replace(_batched("contrastive", task.output, task.loss_weight), prepare=task.prepare)
     if isinstance(task, OutputObject):
         return _batched(_name_of(task), task.output, task.loss_weight)
     if isinstance(task, TrakerObject):
@@ -95,9 +98,7 @@ def _name_of(task: Any) -> str:
     return f"{type(task).__module__}.{type(task).__qualname__}"
 
 
-def _batched(
-    name: str, output: Callable[..., Tensor], weight: Callable[..., Tensor], prepare: Callable[..., None] | None = None
-) -> ModelOutput:
+def _batched(name: str, output: Callable[..., Tensor], weight: Callable[..., Tensor]) -> ModelOutput:
     def of_batch(model: nn.Module, params: State, buffers: State, batch: Any) -> Tensor:
         found = output(model, params, buffers, batch)
         if found.shape != (batches.size(batch),):
@@ -111,7 +112,7 @@ def _batched(
         one = {k: v[None] for k, v in example.items()} if isinstance(example, dict) else tuple(v[None] for v in example)
         return output(model, params, buffers, one)[0]
 
-    return ModelOutput(name, weight, of_example, of_batch, prepare)
+    return ModelOutput(name, weight, of_example, of_batch)
 
 
 def _of_traker(task: TrakerObject) -> ModelOutput:
@@ -135,7 +136,9 @@ def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     if isinstance(batch, Mapping):
         name = next((key for key in LABELS if key in batch), None)
         if name is None:
-            raise RequestError(f"a batch has the keys {list(batch)} and no labels; name them one of {', '.join(LABELS)}")
+            raise RequestError(
+                f"a batch has the keys {list(batch)} and no labels; name them one of {', '.join(LABELS)}"
+            )
         return (), {key: value for key, value in batch.items() if key != name}, batch[name]
     if len(batch) < 2:
         raise RequestError("a batch has inputs and no labels; give (inputs, labels)")

@@ -239,7 +239,9 @@ def _fill_signs(coordinates, words, key, signs):  # type: ignore[no-untyped-def]
         for word in range(words):
             z = _hash(coordinates[t] * words + word, key)
             for k in range(64 * word, min(64 * (word + 1), dim)):
-                signs[t, k] = np.float32(1) - np.float32(2) * np.float32(np.int32((z >> np.uint64(k % 64)) & np.uint64(1)))
+                signs[t, k] = np.float32(1) - np.float32(2) * np.float32(
+                    np.int32((z >> np.uint64(k % 64)) & np.uint64(1))
+                )
 
 
 class RademacherProjection(Projection):
@@ -258,7 +260,11 @@ class RademacherProjection(Projection):
             for coordinates, values in part.chunks():
                 for first in range(0, len(coordinates), _RADEMACHER_ROWS):
                     rows = slice(first, first + _RADEMACHER_ROWS)
-                    signs = self.signs(coordinates[rows]) if device.type == "cpu" else self.signs_by_torch(coordinates[rows])
+                    signs = (
+                        self.signs(coordinates[rows])
+                        if device.type == "cpu"
+                        else self.signs_by_torch(coordinates[rows])
+                    )
                     features.addmm_(values[:, rows].float(), signs)
         return features / math.sqrt(self.dim)
 

@@ -37,7 +37,9 @@ class Kernel:
             block = features[start : start + _ROWS].astype(np.float64)
             gram += block.T @ block
         if not np.isfinite(gram).all():
-            raise RequestError("features of the train examples are not finite: the model's gradients overflow or are NaN")
+            raise RequestError(
+                "features of the train examples are not finite: the model's gradients overflow or are NaN"
+            )
         self.ridge = AUTO_RIDGE * float(np.trace(gram)) / dim if ridge == "auto" else float(ridge)
         gram[np.diag_indices(dim)] += self.ridge
         try:
@@ -56,6 +58,16 @@ class Kernel:
         from scipy.linalg import cho_solve
 
         return cho_solve(self._factor, targets.T.astype(np.float64)).astype(np.float32)
+
+    def own_scores(self, features: Matrix) -> NDArray[np.float64]:
+        """φᵀ (ΦᵀΦ + ridge I)⁻¹ φ of each row of (n, dim), (n,)."""
+        from scipy.linalg import solve_triangular
+
+        found = np.empty(len(features))
+        for start in range(0, len(features), _ROWS):
+            block = features[start : start + _ROWS].T.astype(np.float64)
+            found[start : start + _ROWS] = (solve_triangular(self._factor[0], block, lower=True) ** 2).sum(axis=0)
+        return found
 
 
 def stream_scores(

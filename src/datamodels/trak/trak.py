@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodels.attribution import Attribution
@@ -165,6 +166,12 @@ class TRAK:
             provenance=self._provenance(train, kernels),
         )
 
+    def self_influence(self) -> NDArray[np.float64]:
+        """Score of each train example for its own output, (n,): large for examples that the model bends to fit, mislabels first."""
+        train = self._complete()
+        own = np.mean([Kernel(one.rows(), self.ridge).own_scores(one.rows()) for one in train], axis=0)
+        return own * np.mean([one.weights().astype(np.float64) for one in train], axis=0)
+
     def _complete(self) -> list[Features]:
         if not self._features:
             raise RequestError("there are no features yet; call featurize(train_loader, checkpoints) first")
@@ -177,7 +184,9 @@ class TRAK:
                 )
         return self._features
 
-    def _fill(self, features: Features, loader: Iterable[Any], state: tuple[State, State], start: int, stop: int) -> None:
+    def _fill(
+        self, features: Features, loader: Iterable[Any], state: tuple[State, State], start: int, stop: int
+    ) -> None:
         """Compute what is missing of rows start..stop-1."""
         missing = ~features.done()
         missing[:start] = missing[stop:] = False
@@ -188,24 +197,30 @@ class TRAK:
         with _evaluating(self.model):
             if self._task.prepare is not None:
                 self._task.prepare(self.model, params, buffers, self._train)
-            for first, last, given in batches.walk(loader, features.n):
-                if not missing[first:last].any():
-                    continue
-                batch = batches.on(given, device)
-                found, weights = self._project(batch, params, buffers)
-                a, b = max(first, start), min(last, stop)
-                features.write(a, found[a - first : b - first], weights[a - first : b - first])
+            with features.writing() as write:
+                for first, last, given in batches.walk(loader, features.n):
+                    if missing[first:last].any():
+                        found, weights = self._project(batches.on(given, device), params, buffers)
+                        a, b = max(first, start), min(last, stop)
+                        write(a, found[a - first : b - first], weights[a - first : b - first])
 
     def _project(self, batch: Any, params: State, buffers: State) -> tuple[Any, Any]:
         """Features (B, dim) and Q (B,) of a batch."""
         size, device = batches.size(batch), next(iter(params.values())).device
         found = torch.zeros(size, self.projection.dim, device=device)
-        for rows, parts in self._gradients.pieces(params, buffers, batch):
-            found[rows] += self.projection(parts, rows.stop - rows.start, device)
+        outputs: Tensor | None = None
+        for piece in self._gradients.pieces(params, buffers, batch):
+            found[piece.rows] += self.projection(piece.parts, piece.rows.stop - piece.rows.start, device)
+            outputs = piece.outputs if outputs is None else outputs
         with torch.no_grad():
-            weights = self._task.weight(self.model, params, buffers, batch)
+            if self._task.weight_of_output is not None and outputs is not None:
+                weights = self._task.weight_of_output(outputs)
+            else:
+                weights = self._task.weight(self.model, params, buffers, batch)
         if weights.shape != (size,):
-            raise RequestError(f"the loss weights have shape {tuple(weights.shape)} for {size} examples; one per example")
+            raise RequestError(
+                f"the loss weights have shape {tuple(weights.shape)} for {size} examples; one per example"
+            )
         return found.cpu().numpy(), weights.float().cpu().numpy()
 
     # -- checkpoints ----------------------------------------------------------------------------------
@@ -238,7 +253,7 @@ class TRAK:
         content = hashlib.sha256()
         for name, value in {**params, **buffers}.items():
             content.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         chosen = "\n".join(f"{name} {tuple(params[name].shape)}" for name in self._names)
         return {
             "task": self._task.name,
@@ -288,9 +303,7 @@ def _chosen(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
                 f"params has {pattern!r}, which names no parameter with requires_grad; the model has {', '.join(every[:8])}"
                 f"{', ...' if len(every) > 8 else ''}"
             )
-    chosen = [
-        names[0] for names in aliases.values() if any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns)
-    ]
+    chosen = [names[0] for names in aliases.values() if any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns)]
     if not chosen:
         raise RequestError("params is empty; leave it out to use all parameters")
     return chosen
