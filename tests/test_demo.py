@@ -15,7 +15,7 @@ import pytest
 from datamodels import Attribution, Store, lds
 from datamodels.datasets import digits, load
 from datamodels.demo import run_demo
-from datamodels.demo.task import half
+from datamodels.demo.job import HALF
 from datamodels.design import Design
 from datamodels.errors import NewerFormatError, RequestError
 from datamodels.report.page import Examples, Page, render
@@ -64,15 +64,18 @@ def test_it_goes_on_where_it_was(demo: tuple[Path, dict[str, Any]], tmp_path: Pa
     np.testing.assert_array_equal(np.load(again / "half/margins.npy"), before)
     assert second["trained"] == 100 + MODELS // 16 * 2
     assert second["lds"] == pytest.approx(result["lds"], abs=1e-3)
+    larger = run_demo(again, models=MODELS + 160, progress=False)
+    assert larger["trained"] == 2 * 160
+    np.testing.assert_array_equal(np.load(again / "half/margins.npy")[: len(before)], before)
     with pytest.raises(RequestError, match="another number of models"):
-        run_demo(again, models=MODELS + 160, progress=False)
+        run_demo(again, models=MODELS, progress=False)
 
 
 def test_a_row_is_the_same_network_in_any_block() -> None:
     design = Design(n_train=1300, alpha=0.5, n_models=20, seed=0)
-    many = half(np.arange(20), design.masks(), design)["margins"]
+    many = HALF(np.arange(20), design.masks(), design)["margins"]
     for rows in ([7], [3, 19]):
-        alone = half(np.array(rows), design.masks()[rows], design)["margins"]
+        alone = HALF(np.array(rows), design.masks()[rows], design)["margins"]
         np.testing.assert_allclose(alone, many[rows], atol=1e-3)
     assert (many > 0).mean() > 0.9
     assert not np.allclose(many[0], many[1])
@@ -80,7 +83,7 @@ def test_a_row_is_the_same_network_in_any_block() -> None:
 
 def test_replicates_are_other_networks_on_the_same_subset() -> None:
     design = Design(n_train=1300, alpha=0.1, n_models=60, seed=0, replicates=2)
-    out = half(np.arange(60), design.masks(), design)["margins"]
+    out = HALF(np.arange(60), design.masks(), design)["margins"]
     out = out - out.mean(axis=0)
     same = np.mean([np.corrcoef(out[i], out[i + 1])[0, 1] for i in range(0, 60, 2)])
     other = np.mean([np.corrcoef(out[i], out[(i + 2) % 60])[0, 1] for i in range(0, 60, 2)])

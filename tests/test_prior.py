@@ -50,6 +50,7 @@ def test_a_choice_is_the_fit_with_its_factors(estimator: type[Lasso]) -> None:
         assert facts["gap"][k] <= 1e-8
     assert (facts["prior_exponent"] > 0).any()
     assert result.provenance["estimator"]["prior"]["name"] == "unknown"
+    assert from_description(estimator(eps=0.01).describe()) == estimator(eps=0.01)
     with pytest.raises(RequestError, match="had a prior"):
         from_description(result.provenance["estimator"])
 
@@ -59,10 +60,10 @@ def test_a_good_prior_helps_and_a_useless_one_does_little_harm() -> None:
     rng = np.random.default_rng(4)
     good = Attribution(p.weights + 0.3 * abs(p.weights).max() * rng.normal(size=p.weights.shape) ** 3 / 4, np.zeros(20))
     useless = Attribution(rng.normal(size=p.weights.shape), np.zeros(20))
-    held = {"masks": p.masks[300:], "outputs": p.outputs[300:]}
+    held = {"masks": p.masks[100:], "outputs": p.outputs[100:]}
     score = {}
     for name, prior in (("plain", None), ("good", good), ("useless", useless)):
-        fitted = fit(masks=p.masks[:300], outputs=p.outputs[:300], estimator=Lasso(prior=prior), progress=False)
+        fitted = fit(masks=p.masks[:100], outputs=p.outputs[:100], estimator=Lasso(prior=prior), progress=False)
         score[name] = lds(fitted, **held, rows=(0, 1000)).lds
     assert score["good"] > score["plain"] + 0.03
     assert score["useless"] > score["plain"] - 0.03

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -138,7 +138,7 @@ class _PathEstimator(_Selected):
         return self._draw(units)
 
     def describe(self) -> dict[str, Any]:
-        said = {"name": self.name, **{key: getattr(self, key) for key in self.__dataclass_fields__ if key != "prior"}}
+        said = {"name": self.name, **{one.name: getattr(self, one.name) for one in fields(self) if one.name != "prior"}}
         return said if self.prior is None else {**said, "prior": describe_prior(self.prior)}
 
     def solve(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from datamodels.errors import RequestError
 
@@ -67,15 +68,17 @@ def count(loader: Iterable[Batch]) -> int:
         raise RequestError(
             "the loader can be read only once, and every checkpoint needs a pass; give a list of batches or a DataLoader"
         )
-    if isinstance(loader, torch.utils.data.DataLoader):
-        if isinstance(loader.sampler, torch.utils.data.RandomSampler):
+    if isinstance(loader, DataLoader):
+        plain = type(loader.batch_sampler) is BatchSampler
+        sampler = loader.batch_sampler.sampler if plain else loader.sampler
+        if isinstance(sampler, RandomSampler):
             raise RequestError(
                 "the loader shuffles, so rows would belong to other examples; make it with shuffle=False"
             )
-        if loader.drop_last:
+        if loader.drop_last or (plain and loader.batch_sampler.drop_last):
             raise RequestError("the loader drops the last examples; make it with drop_last=False")
-        if isinstance(loader.sampler, torch.utils.data.SequentialSampler) and loader.batch_sampler is not None:
-            return _at_least_one(len(loader.sampler))
+        if plain and isinstance(sampler, SequentialSampler):
+            return _at_least_one(len(sampler))
     return _at_least_one(sum(size(batch) for batch in loader))
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datamodels.trak import batches
 from datamodels.trak.outputs import ModelOutput, State
@@ -150,14 +151,15 @@ class Gradients:
         gradient = torch.func.grad(output)
         if not self._loop:
             try:
-                found = torch.func.vmap(gradient, in_dims=(None, 0), randomness="different")(own, batch)
+                with sdpa_kernel(SDPBackend.MATH):  # the other kinds of attention have no rule for vmap
+                    found = torch.func.vmap(gradient, in_dims=(None, 0), randomness="different")(own, batch)
             except RuntimeError:  # an operation that vmap cannot do, as data-dependent control flow
                 self._loop = True
         if self._loop:
             one_by_one = [gradient(own, self._example(batch, b)) for b in range(batches.size(batch))]
             found = {name: torch.stack([one[name] for one in one_by_one]) for name in names}
         for name in names:
-            yield Dense(self.offsets[name], found.pop(name).flatten(1).detach())
+            yield Dense(self.offsets[name], found.pop(name).detach().reshape(batches.size(batch), -1))
 
     @staticmethod
     def _example(batch: Any, b: int) -> Any:
@@ -186,6 +188,8 @@ def _recorder(
             return None
         if not output.requires_grad:
             output = output + anchor
+        if not output.requires_grad:  # within no_grad: the output does not depend on these parameters
+            return None
         gradients: list[Tensor] = []
         output.register_hook(lambda gradient: gradients.append(gradient.detach()))
         calls.append((gradients, backward, own))

@@ -6,7 +6,9 @@ import contextlib
 import fnmatch
 import hashlib
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -86,11 +88,13 @@ class TRAK:
         self._names = _chosen(model, params)
         self._gradients = Gradients(self.model, self._task, self._names)
         self.projection = projection_of(projection, dim, seed, self._gradients.size)
-        self._folder = tempfile.TemporaryDirectory(prefix="datamodels-trak-") if out is None else None
-        self.out = Path(self._folder.name if self._folder else out)  # type: ignore[arg-type]
+        self.out = Path(tempfile.mkdtemp(prefix="datamodels-trak-") if out is None else out)
+        if out is None:
+            weakref.finalize(self, shutil.rmtree, self.out, ignore_errors=True)
         self._checkpoints: list[Mapping[str, Tensor] | str | Path] = []
         self._train: Iterable[Any] = ()
         self._features: list[Features] = []
+        self._manifests: list[dict[str, Any]] = []
 
     # -- features -------------------------------------------------------------------------------------
 
@@ -124,12 +128,15 @@ class TRAK:
         start, stop = rows or (0, n)
         if not 0 <= start < stop <= n:
             raise RequestError(f"rows are {rows}; give (start, stop) within 0..{n}")
-        self._checkpoints, self._train, self._features = list(checkpoints), train_loader, []
+        self._checkpoints, self._train = list(checkpoints), train_loader
+        self._features, self._manifests = [], []
         for c, checkpoint in enumerate(self._checkpoints):
             state = self._state(checkpoint)
             folder = self.out / f"checkpoint_{c:03d}"
-            features = Features.open_or_create(folder, n, self.projection.dim, self._manifest(state))
+            manifest = self._manifest(state)
+            features = Features.open_or_create(folder, n, self.projection.dim, manifest)
             self._features.append(features)
+            self._manifests.append(manifest)
             self._fill(features, train_loader, state, start, stop)
 
     def score(self, target_loader: Iterable[Any], *, out: str | Path | None = None) -> Attribution:
@@ -265,20 +272,19 @@ class TRAK:
         }
 
     def _provenance(self, train: Sequence[Features], kernels: Sequence[Kernel]) -> dict[str, Any]:
-        manifests = [self._manifest(self._state(one)) for one in self._checkpoints]
         return {
             "estimator": {
                 "name": "TRAK",
                 "task": self._task.name,
                 "projection": self.projection.name,
                 "dim": self.projection.dim,
-                "seed": manifests[0]["seed"],
+                "seed": self._manifests[0]["seed"],
                 "coordinates": self._gradients.size,
                 "ridge": self.ridge,
                 "ridge_rule": f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute",
                 "ridges": [kernel.ridge for kernel in kernels],
             },
-            "checkpoints": [manifest["checkpoint"] for manifest in manifests],
+            "checkpoints": [manifest["checkpoint"] for manifest in self._manifests],
             "n_checkpoints": len(train),
             "units": UNITS,
             "paper": "arXiv:2303.14186",
