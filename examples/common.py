@@ -1,19 +1,36 @@
-"""What the image experiments share: recipes that suit datasets, their options, and how models are split."""
+"""What the examples share: recipes that suit datasets, options, how models are split, checkpoints for TRAK, and pages."""
 
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.attribution import Attribution
+from datamodels.datasets import Split
 from datamodels.errors import DatamodelsError
 from datamodels.experiment import Part
-from datamodels.training.ensemble import TrainRecipe
+from datamodels.files import replacing
+from datamodels.regression.estimators import Estimator
+from datamodels.regression.fit import fit
+from datamodels.store import Store
+from datamodels.training.ensemble import TrainRecipe, train_models
 from datamodels.training.recipes import Recipe
+from datamodels.training.streams import Streams
+
+if TYPE_CHECKING:
+    from datamodels.trak import TRAK
 
 PERCEPTRON = Recipe(hidden=(64,), epochs=15, batch_size=32, lr=0.05, weight_decay=1e-3)
 TINY = Recipe(hidden=(16,), epochs=6, batch_size=32, lr=0.05)
@@ -21,7 +38,10 @@ RESNET = Recipe(
     architecture="resnet9", epochs=24, batch_size=128, lr=0.2, nesterov=True, schedule="triangular", flip=True,
     translate=2, standardise=True, precision="bfloat16",
 )  # fmt: skip
+WIDTHS = (64, 128, 256, 512)  # of ResNet-18
 FEWEST = 48
+_TOGETHER = 4  # checkpoints that are trained side by side
+_UNPROJECTED = 4096  # parameters; the gradients of larger networks are projected
 
 
 @dataclass(frozen=True)
@@ -34,15 +54,22 @@ class Setting:
 
 
 def options(
-    document: str, stem: str, settings: Mapping[str, Setting], quick: Setting, argv: Sequence[str] | None
+    document: str,
+    stem: str,
+    settings: Mapping[str, Setting],
+    quick: Setting,
+    argv: Sequence[str] | None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> argparse.Namespace:
-    """The options of a script, with the `setting`, the `task` and the `command` that they come to."""
+    """The options of a script, with the `setting`, the `task` and the `command` that they come to; `more` are its own."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=settings, default=next(iter(settings)), help="dataset (%(default)s)")
     parser.add_argument("--models", type=int, help="networks; more than last time extends what is there")
     parser.add_argument("--out", type=Path, help=f"folder of the run (runs/{stem}-DATA)")
     parser.add_argument("--jobs", type=int, help="worker processes; by default one per CPU")
     parser.add_argument("--quick", action="store_true", help=f"{quick.dataset}, {quick.models} tiny networks")
+    for name, how in (more or {}).items():
+        parser.add_argument(name, **how)
     given = parser.parse_args(argv)
     given.setting = quick if given.quick else settings[given.data]
     given.models = given.models or given.setting.models
@@ -68,6 +95,157 @@ def said(score: Mapping[str, Any]) -> str:
     low, high = score["lds_ci"]
     ceiling = "" if score["lds_ceiling"] is None else f", ceiling {score['lds_ceiling']:.3f}"
     return f"LDS {score['lds']:.3f} (95 % interval {low:.3f} to {high:.3f}{ceiling})"
+
+
+def fitted(path: Path, store: Store, estimator: Estimator, rows: int | None = None, **how: Any) -> Attribution:
+    """The fit of the first rows of a store, from its file when that holds it."""
+    rows = store.n_models if rows is None else rows
+    if path.exists():
+        there = Attribution.load(path)
+        (source,) = there.provenance["sources"]
+        same = source["identity"] == store.identity and len(source["rows"]) == rows
+        if same and there.provenance["estimator"] == estimator.describe():
+            return there
+    found = fit(store, estimator, rows=slice(0, rows), progress=False, **how)
+    found.save(path)
+    return found
+
+
+# -- TRAK ---------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder: Path, task: TrainRecipe, count: int, seed: int = 1000) -> tuple[list[Path], float]:
+    """Files of networks that are each trained on their own half of the training set, and CPU seconds per network."""
+    import torch
+
+    from datamodels.training.modules import state_dicts
+
+    data, files = task.data, [folder / f"{task.fingerprint}_{k:03d}.pt" for k in range(count)]
+    missing = [k for k in range(count) if not files[k].exists()]
+    if missing:  # compiled code is made ready outside of the measurement
+        _networks(task.recipe.with_parameters({"steps": 1}), task, missing[:1], seed)
+    for start in range(0, len(missing), _TOGETHER):
+        chosen = missing[start : start + _TOGETHER]
+        began = time.process_time()
+        models = _networks(task.recipe, task, chosen, seed)
+        seconds = (time.process_time() - began) / len(chosen)
+        states = state_dicts(models, task.recipe, data.train.x.shape[1:], data.n_classes)
+        for k, state in zip(chosen, states, strict=True):
+            with replacing(files[k]) as temporary:
+                torch.save({"state_dict": state, "seconds": seconds}, temporary)
+    spent = [torch.load(file, weights_only=True)["seconds"] for file in files]
+    return files, float(np.mean(spent))
+
+
+def _networks(recipe: Recipe, task: TrainRecipe, rows: Sequence[int], seed: int) -> Any:
+    train = task.data.train
+    streams = []
+    for row in rows:
+        half = np.random.default_rng([seed, row]).permutation(len(train)) < len(train) // 2
+        streams.append(Streams.seeded(half, seed, row))
+    return train_models(recipe, train.x, train.y, streams, n_classes=task.data.n_classes)
+
+
+def trak_of(folder: Path, task: TrainRecipe, files: Sequence[Path]) -> tuple[TRAK, float]:
+    """TRAK with the features of all training examples, and the CPU seconds that they took."""
+    from datamodels.trak import TRAK
+    from datamodels.training.modules import module_of
+
+    data, note = task.data, folder / "seconds.json"
+    module = module_of(task.recipe, data.train.x.shape[1:], data.n_classes)
+    small = sum(value.numel() for value in module.parameters()) <= _UNPROJECTED
+    trak = TRAK(module, projection="none" if small else "sjlt", out=folder)
+    began = time.process_time()
+    trak.featurize(batches(data.train), list(files))
+    if not note.exists():
+        note.write_text(json.dumps(time.process_time() - began))
+    return trak, float(json.loads(note.read_text()))
+
+
+def trak_scores(trak: TRAK, targets: Split, positions: NDArray[np.int64] | None = None) -> Attribution:
+    """Scores for test examples, which are outputs number `positions` of a store; no row of any store is used."""
+    found = trak.score(batches(targets))
+    facts = {"target": np.arange(len(targets)) if positions is None else positions}
+    return replace(found, target_facts=facts, provenance={**found.provenance, "sources": []})
+
+
+def batches(split: Split, size: int = 100) -> list[tuple[Any, Any]]:
+    """A split as batches of tensors."""
+    import torch
+
+    x, y = torch.from_numpy(split.x), torch.from_numpy(split.y)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def resnet18(shape: tuple[int, ...], n_classes: int) -> Any:
+    """ResNet-18 of `transformers`, untrained, for pictures of a shape; (k, channels, height, width) to logits."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = ResNetConfig(
+                num_channels=shape[0], embedding_size=WIDTHS[0], hidden_sizes=list(WIDTHS), depths=[2, 2, 2, 2],
+                layer_type="basic", num_labels=n_classes,
+            )  # fmt: skip
+            self.net = ResNetForImageClassification(config)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).logits
+
+    return Logits()
+
+
+# -- tables and pages ---------------------------------------------------------------------------------
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def cell(value: Any) -> str:
+    """A value of a table as text."""
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(one) for one in value)
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def table(rows: Rows) -> str:
+    """Rows of the same keys as a table in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"| {' | '.join(text.ljust(size, '-' if n == 1 else ' ') for text, size in zip(line, wide, strict=True))} |"
+        for n, line in enumerate(lines)
+    )
+
+
+def page(path: Path, title: str, content: Sequence[str | Path | Rows]) -> Path:
+    """A page in one file: paragraphs, pictures (paths of PNGs, which it takes in) and tables (rows of the same keys)."""
+    parts = [f"<h1>{escape(title)}</h1>"]
+    for item in content:
+        if isinstance(item, str):
+            parts.append(f"<p>{escape(item)}</p>")
+        elif isinstance(item, Path):
+            parts.append(f'<img alt="{item.stem}" src="data:image/png;base64,{_text(item)}">')
+        else:
+            head = "".join(f"<th>{escape(name)}</th>" for name in item[0])
+            body = ["".join(f"<td>{escape(cell(value))}</td>" for value in row.values()) for row in item]
+            lines = "".join(f"<tr>{line}</tr>" for line in [head, *body])
+            parts.append(f"<div class=wide><table>{lines}</table></div>")
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
+        "table{border-collapse:collapse;font-size:14px}th,td{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #ddd}"
+        ".wide{overflow-x:auto}"
+    )
+    head = f'<meta charset=utf-8><meta name=viewport content="width=device-width"><title>{escape(title)}</title>'
+    text = f"<!doctype html><html lang=en>{head}<style>{style}</style>{''.join(parts)}</html>"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path
+
+
+def _text(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def run(main: Callable[[], Any]) -> None:

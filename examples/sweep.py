@@ -40,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, LDS]:
     """Train, print both tables, and return the held-out scores without and with the settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="200 training digits, 240 models")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the store")
+    parser.add_argument("--out", type=Path, help="folder of the store (runs/sweep, runs/sweep-quick)")
     options = parser.parse_args(argv)
+    folder = options.out or Path("runs") / ("sweep-quick" if options.quick else "sweep")
     n_train, n_models = (200, 240) if options.quick else (1300, 600)
     design = dm.Design(n_train=n_train, alpha=0.5, n_models=n_models, seed=0)
     schema = {"margins": {"shape": (len(load("digits").test),), "dtype": "float32"}}
-    store = dm.Store.open_or_create(options.out, schema=schema, design=design, sweep=SWEEP)
+    store = dm.Store.open_or_create(folder, schema=schema, design=design, sweep=SWEEP)
     dm.train(store, task)
 
     margins = np.asarray(store.array("margins"))

@@ -20,7 +20,7 @@ from datamodels import Attribution, Store, datasets
 from datamodels.applications.subgroups import Subgroups
 from datamodels.datasets import Dataset, Split, load
 from datamodels.errors import RequestError
-from datamodels.experiment import Fit, Part, run_experiment
+from datamodels.experiment import Fit, Part, fill, run_experiment
 from datamodels.regression.estimators import Ridge
 from datamodels.report.page import Examples, Page, render
 from datamodels.report.sprites import Sheet, sheet
@@ -141,6 +141,16 @@ def test_every_script_is_listed() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"} == set(
         re.findall(r"^\| `(\w+\.py)`", text, re.M)
     )
+
+
+def test_models_of_another_recipe_are_refused_and_nothing_is_added(tmp_path: Path) -> None:
+    first, other = (TrainRecipe(Recipe(hidden=(4,), epochs=1, lr=lr), "digits[60,20]") for lr in (0.1, 0.01))
+    fill(tmp_path / "a", Part("a", first, 0.5, 4), jobs=1, progress=False)
+    for n_models in (4, 6):
+        with pytest.raises(RequestError, match="has models of another recipe or dataset: choose another folder"):
+            fill(tmp_path / "a", Part("a", other, 0.5, n_models), jobs=1, progress=False)
+    assert Store.open(tmp_path / "a").n_models == 4
+    assert fill(tmp_path / "a", Part("a", first, 0.5, 6), jobs=1, progress=False)[1] == 2
 
 
 # -- their pages ------------------------------------------------------------------------------------------

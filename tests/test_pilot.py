@@ -116,7 +116,7 @@ def test_a_difference_within_the_error_is_called_so() -> None:
     settings = [setting(0.2, 0.9, 0.40, 1000, half=0.1), setting(0.5, 0.9, 0.45, 1000, half=0.1)]
     best, reasons = recommend(settings, chance=0.5)
     assert best is settings[1]
-    assert any("overlap: the difference is within the error" in reason for reason in reasons)
+    assert any("overlap: the difference may be within the error" in reason for reason in reasons)
     assert not any("Left out" in reason for reason in reasons)
 
 

@@ -427,6 +427,25 @@ def test_files_that_are_no_sweep_are_refused(
     assert not (tmp_path / "st").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parameters: {learning_rate: [0.1, 0.2]}", "a recipe has no 'learning_rate'; legal: architecture"),
+        ("parameters: {lr: [0.1, -1]}", "the recipe cannot take {'lr': -1}"),
+    ],
+)
+def test_a_sweep_that_is_not_for_the_recipe_is_refused_before_a_store_is_made(
+    said: Callable[..., str], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("dataset: digits[60,20]\nrecipe: {hidden: [4]}\n")
+    (tmp_path / "sweep.yaml").write_text(text)
+    init = ("init", "st", "--recipe", "recipe.yaml", "--models", "4", "--alpha", "0.5", "--sweep", "sweep.yaml")
+    assert message in said(*init, status=2)
+    assert not (tmp_path / "st").exists()
+    (tmp_path / "sweep.yaml").write_text("parameters: {lr: [0.1, 0.2], hidden: [[4], [8]]}")
+    assert said(*init).endswith(", 4 settings\n")
+
+
 def test_the_example_predicts_better_when_it_knows_the_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

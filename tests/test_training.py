@@ -688,6 +688,14 @@ def test_calibration_stops_when_a_larger_stack_is_not_worth_it(monkeypatch: pyte
     assert sizes_tried(monkeypatch, 1 << 40, 1000) == 1
 
 
+def test_calibration_is_once_for_all_rates_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched, "_known_sizes", {})
+    data = problem()
+    for recipe, known in ((CNN, 1), (replace(CNN, lr=0.01, weight_decay=0.1), 1), (replace(CNN, channels=(4, 4)), 2)):
+        logits_of(recipe, data, [row(0)], stack=None)
+        assert len(batched._known_sizes) == known
+
+
 def test_calibration_changes_no_model() -> None:
     data = problem()
     np.testing.assert_allclose(
@@ -828,7 +836,7 @@ def test_a_value_beyond_float16_fails_its_row(tmp_path: Path) -> None:
     whole = datasets.load("digits[200,40]")
     for scale, fits in ((1.0, True), (1e7, False)):
         data = from_arrays("d", whole.train.x, whole.train.y, whole.test.x * np.float32(scale), whole.test.y)
-        task = replace(TASK, dataset=data, dtype="float16", _data=[])
+        task = replace(TASK, dataset=data, dtype="float16")
         store = store_of(tmp_path / f"{fits}", task, design=Design(n_train=200, alpha=0.5, n_models=2))
         assert store.array("margins").dtype == np.float16
         summary = train(store, task.block_task, executor="inline")
@@ -849,6 +857,22 @@ def test_a_task_is_known_by_what_its_outputs_depend_on() -> None:
     ]  # fmt: skip
     assert len({task.fingerprint for task in others}) == 5
     assert replace(TASK, engine="torch", block_size=9, stack=2).fingerprint == TASK.fingerprint
+
+
+def test_a_dataset_that_is_given_itself_is_known_by_its_content() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((20, 3)), np.arange(20) % 2
+    data = [from_arrays("mine", x + shift, y, x[:5], y[:5]) for shift in (0, 0, 1)]
+    data.append(from_arrays("mine", x, y[::-1], x[:5], y[:5]))
+    prints = [TrainRecipe(MLP, one).fingerprint for one in data]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_a_task_with_another_dataset_trains_on_that_one() -> None:
+    task = TrainRecipe(MLP, "digits[60,20]")
+    assert task.n_train == 60
+    assert replace(task, dataset="digits[90,20]").n_train == 90
 
 
 def test_engines_agree_after_many_epochs_on_real_data() -> None:

@@ -19,6 +19,7 @@ from datamodels.run import Run, RunAttribution, View
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
+from datamodels.training.task import fingerprint
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
     design = part.design
     if path.exists():
         there = Store.open(path)
+        known = fingerprint(part.task.block_task)
+        if there.completed().any() and any(beat.get("task", known) != known for beat in there.campaigns()):
+            raise RequestError(
+                f"the store at {str(path)!r} has models of another recipe or dataset: choose another folder, or remove it"
+            )
         if there.n_models < part.n_models and there.design == design.with_models(there.n_models):
             there.extend(part.n_models - there.n_models)
     store = Store.open_or_create(path, schema=part.task.schema, design=design, labels=part.task.data.train.y)

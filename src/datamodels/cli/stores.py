@@ -75,11 +75,15 @@ def init(
         design = _design(parsed.num_models, alpha, n_train, kind, seed, replicates, groups, strata, masks)
     elif kind != "fixed_size" or groups or strata or seed or replicates != 1:
         raise RequestError("a design needs --n-train (and --alpha for most kinds)")
+    settings = None if sweep is None else Sweep.read(sweep)
+    if recipe is not None and settings is not None:
+        for i in range(min(parsed.num_models, settings.size or 1)):
+            task.recipe.with_parameters(settings.at(i))  # raises for what no recipe has
     made = Store.create(
         store,
         spec=parsed,
         design=design,
-        sweep=None if sweep is None else Sweep.read(sweep),
+        sweep=settings,
         labels=classes,
     )
     text = f"made a store of {made.n_models} models at {store}" + _settings(made.sweep)

@@ -453,7 +453,7 @@ def _against_next(good: Sequence[Setting]) -> list[str]:
     best, second = good[:2]
     text = f"Next is {second} with {second.evidence / best.evidence:.0%} of that product"
     if second.evidence_ci[1] >= best.evidence_ci[0]:
-        return [f"{text}; their 95 % intervals overlap: the difference is within the error, and either will do."]
+        return [f"{text}; their 95 % intervals overlap: the difference may be within the error."]
     return [f"{text}; their 95 % intervals do not overlap."]
 
 

@@ -426,14 +426,16 @@ def _stack_size(
 ) -> int:
     """How many models to train side by side: doubled while that saves time per model, within half of the free memory.
 
-    A few steps of the model of `row` are timed; once per process for a recipe and shape of inputs.
+    A few steps of the model of `row` are timed; once per process for an architecture, shape of inputs and batch, whatever
+    the rates of a sweep are.
     """
-    key = (recipe.identity, tuple(x.shape[1:]), str(device))
+    batch = min(recipe.batch_size, len(row.members))
+    fixed = (recipe.architecture, recipe.hidden, recipe.widths, recipe.optimizer, recipe.augments, recipe.precision)
+    key = (*fixed, batch, tuple(x.shape[1:]), targets.shape[1], str(device))
     if key in _known_sizes:
         return min(_known_sizes[key], most)
     trial = BatchedModels(stack, recipe, device)
-    members = row.members[: max(recipe.batch_size, 1)]
-    index = torch.from_numpy(np.resize(members, (1, min(recipe.batch_size, len(members))))).to(device)
+    index = torch.from_numpy(row.members[None, :batch].copy()).to(device)
     changes = torch.zeros((*index.shape, 5), dtype=torch.int16, device=device) if recipe.augments else None
 
     def first(k: int) -> tuple[Tensors, Tensors]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -190,7 +190,6 @@ class TrainRecipe:
     device: str = "auto"
     stack: int | None = None
     block_size: int = _BLOCK
-    _data: list[Dataset] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_names(self.outputs)
@@ -215,7 +214,7 @@ class TrainRecipe:
             when the file cannot be read, or a name or value in it is wrong.
         """
         values = read_yaml(path)
-        legal = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
+        legal = list(cls.__dataclass_fields__)
         unknown, missing = sorted(set(values) - set(legal)), {"recipe", "dataset"} - set(values)
         if unknown or missing:
             what = f"has no {sorted(missing)[0]!r}" if missing else f"has {unknown[0]!r}"
@@ -231,16 +230,10 @@ class TrainRecipe:
                 values[name] = tuple(given) if isinstance(given, list) else (given,)
         return cls(**values)
 
-    def __getstate__(self) -> dict[str, Any]:
-        known = isinstance(self.dataset, str)  # then every worker loads it for itself
-        return {**self.__dict__, "_data": [] if known else self._data}
-
     @property
     def data(self) -> Dataset:
-        """The dataset, loaded once."""
-        if not self._data:
-            self._data.append(datasets.load(self.dataset) if isinstance(self.dataset, str) else self.dataset)
-        return self._data[0]
+        """The dataset; one that is named is loaded once per process."""
+        return datasets.load(self.dataset) if isinstance(self.dataset, str) else self.dataset
 
     @property
     def n_train(self) -> int:
@@ -265,9 +258,10 @@ class TrainRecipe:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the outputs depend on by name."""
-        named = self.dataset if isinstance(self.dataset, str) else self.dataset.name
-        facts = [self.recipe.identity, named, list(self.outputs), list(self.splits)]
+        """A hash of all that the outputs depend on: of recipe, outputs and splits, and of the dataset's name, or its content
+        when it was given itself."""
+        data = self.dataset if isinstance(self.dataset, str) else _content(self.dataset)
+        facts = [self.recipe.identity, data, list(self.outputs), list(self.splits)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -315,3 +309,12 @@ class TrainRecipe:
             found = outputs_of(self.outputs, models.logits(split.x), split.y)
             out |= {f"train_{key}" if name == "train" else key: value for key, value in found.items()}
         return out
+
+
+def _content(data: Dataset) -> str:
+    """A hash of what models are trained and judged on."""
+    digest = hashlib.sha256(repr((data.name, data.n_classes)).encode())
+    for values in (data.train.x, data.train.y, data.test.x, data.test.y):
+        digest.update(repr(values.shape).encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

@@ -69,15 +69,15 @@ def count(loader: Iterable[Batch]) -> int:
             "the loader can be read only once, and every checkpoint needs a pass; give a list of batches or a DataLoader"
         )
     if isinstance(loader, DataLoader):
-        plain = type(loader.batch_sampler) is BatchSampler
-        sampler = loader.batch_sampler.sampler if plain else loader.sampler
+        batched = loader.batch_sampler if isinstance(loader.batch_sampler, BatchSampler) else None
+        sampler = batched.sampler if batched else loader.sampler
         if isinstance(sampler, RandomSampler):
             raise RequestError(
                 "the loader shuffles, so rows would belong to other examples; make it with shuffle=False"
             )
-        if loader.drop_last or (plain and loader.batch_sampler.drop_last):
+        if loader.drop_last or (batched and batched.drop_last):
             raise RequestError("the loader drops the last examples; make it with drop_last=False")
-        if plain and isinstance(sampler, SequentialSampler):
+        if type(batched) is BatchSampler and isinstance(sampler, SequentialSampler):
             return _at_least_one(len(sampler))
     return _at_least_one(sum(size(batch) for batch in loader))
 

@@ -178,11 +178,10 @@ def _recorder(
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         x = args[0] if args else kwargs["input"]
-        if (
-            isinstance(module, nn.Embedding) and len(x) == 1 < count
-        ):  # positions, the same for all: a row for each example
+        if isinstance(module, nn.Embedding) and x.ndim > 1 and len(x) == 1 < count:
+            # Positions, the same for all examples: a row for each of them.
             x, output = x.expand(count, *x.shape[1:]), output.expand(count, *output.shape[1:])
-        backward = rule(module, x.detach(), count) if x.ndim > isinstance(module, nn.Linear) else None
+        backward = rule(module, x.detach(), count) if x.ndim else None
         if backward is None:
             rest.update(own.values())
             return None
@@ -209,7 +208,7 @@ def _examples(x: Tensor, count: int) -> Tensor | None:
 
 
 def _linear(module: nn.Linear, x: Tensor, count: int) -> Backward | None:
-    inputs = _examples(x, count)
+    inputs = _examples(x, count) if x.ndim > 1 else None
     if inputs is None:
         return None
 
