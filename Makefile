@@ -42,14 +42,14 @@ test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chro
 	$(PYTEST) -m 'slow or browser'
 
 lint: $(VENV)/dev.stamp  ## ruff, mypy, import layers
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp  ## Format the code
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
 bench: install  ## Measure speed; see benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/spine.py

@@ -77,6 +77,9 @@ def options(
         parser.error(f"--models is {given.models}; give {FEWEST} or more")
     given.out = given.out or Path("runs") / f"{stem}-{'quick' if given.quick else given.data}"
     given.task = TrainRecipe(given.setting.recipe, given.setting.dataset)
+    given.how = (
+        {"executor": "inline"} if given.quick else {"jobs": given.jobs}
+    )  # of retraining: processes take time to start
     given.command = shlex.join(["python", f"examples/{stem}.py", *(sys.argv[1:] if argv is None else argv)])
     return given
 
@@ -148,8 +151,8 @@ def _networks(recipe: Recipe, task: TrainRecipe, rows: Sequence[int], seed: int)
 
 def trak_of(folder: Path, task: TrainRecipe, files: Sequence[Path]) -> tuple[TRAK, float]:
     """TRAK with the features of all training examples, and the CPU seconds that they took."""
-    from datamodels.trak import TRAK
     from datamodels.training.modules import module_of
+    from datamodels.trak import TRAK
 
     data, note = task.data, folder / "seconds.json"
     module = module_of(task.recipe, data.train.x.shape[1:], data.n_classes)

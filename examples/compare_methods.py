@@ -22,7 +22,18 @@ from typing import Any
 
 import numpy as np
 from common import (
-    PERCEPTRON, TINY, Setting, checkpoints, fitted, options, page, parts, run, table, trak_of, trak_scores,
+    PERCEPTRON,
+    TINY,
+    Setting,
+    checkpoints,
+    fitted,
+    options,
+    page,
+    parts,
+    run,
+    table,
+    trak_of,
+    trak_scores,
 )  # fmt: skip
 from matplotlib.figure import Figure
 
@@ -45,7 +56,7 @@ SETTINGS = {
     "digits": Setting("digits", Recipe(hidden=(32,), epochs=15, weight_decay=5e-3), 4000),
     "mnist_5k": Setting("mnist_5k:large[2000,500]", PERCEPTRON, 4000),
 }
-QUICK = Setting("digits[300,160]", TINY, 160)
+QUICK = Setting("digits[300,100]", TINY, 160)
 FREE = ("nearest neighbours", RANDOM)
 TITLE = "Which attribution to believe?"
 
@@ -64,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     draw(given.out / "chart.png", results)
     costs = results["costs"]
     said = (
-        f"A network costs {costs['model']:.2f} CPU seconds, TRAK's {given.checkpoints} checkpoints and their gradients "
+        f"A network costs {costs['model']:.3f} CPU seconds, TRAK's {given.checkpoints} checkpoints and their gradients "
         f"{costs['trak']:.0f}. Differences of LDS are to lasso with as many models, with paired bootstrap intervals."
     )
     result = page(
@@ -79,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def predictions(given: Any) -> dict[str, Any]:
     """LDS of all methods on unseen models, by models that were fitted."""
     task, out = given.task, given.out
-    store, judges = (fill(out / part.name, part, jobs=given.jobs)[0] for part in parts("half", task, ALPHA, given.models))
+    store, judges = (
+        fill(out / part.name, part, jobs=given.jobs)[0] for part in parts("half", task, ALPHA, given.models)
+    )
     given.checkpoints = 5 if given.quick else CHECKPOINTS
     files, per_model = checkpoints(out / "checkpoints", task, given.checkpoints)
     trak, gradients = trak_of(out / "trak", task, files)
@@ -128,7 +141,7 @@ def wrong_labels(given: Any) -> dict[str, Any]:
     curve = removal_curve(
         judged, {name: -scores for name, scores in suspicion.items() if name != RANDOM},
         shares=SHARES[1:2] if given.quick else SHARES, replicates=3 if given.quick else 10,
-        folder=out / "removal", jobs=given.jobs,
+        folder=out / "removal", progress=not given.quick, **given.how,
     )  # fmt: skip
     return {"mislabels": sorted(rows, key=lambda row: -row["auc"]), "removal": curve.table(), "base": curve.base.value}
 

@@ -25,7 +25,18 @@ from typing import Any
 
 import numpy as np
 from common import (
-    PERCEPTRON, TINY, Setting, checkpoints, fitted, options, page, resnet18, run, table, trak_of, trak_scores,
+    PERCEPTRON,
+    TINY,
+    Setting,
+    checkpoints,
+    fitted,
+    options,
+    page,
+    resnet18,
+    run,
+    table,
+    trak_of,
+    trak_scores,
 )  # fmt: skip
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -79,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     curve = removal_curve(
         judged, ranked | ({"the wrong ones": -wrong.astype(float)} if wrong.any() else {}),
         shares=SHARES[1:2] if given.quick else SHARES, replicates=3 if given.quick else 10,
-        folder=given.out / "removal", jobs=given.jobs,
+        folder=given.out / "removal", progress=not given.quick, **given.how,
     )  # fmt: skip
     best = max(found, key=lambda row: row["precision"])["method"] if found else next(iter(suspicion))
     results = {"found": found, "removal": curve.table(), "base": curve.base._asdict(), "shown": best}

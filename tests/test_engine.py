@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodels import DifferenceInMeans, ElasticNet, Lasso, Ridge, fit
+from datamodels import DifferenceInMeans, ElasticNet, Lasso, Ridge, fit, memory
 from datamodels.design import Design
 from datamodels.errors import RequestError
-from datamodels import memory
 from datamodels.regression import bits, row_path
 from datamodels.regression.certificate import relative_gap
 from datamodels.regression.path import lambda_grid, lambda_max, solve_at, solve_path
@@ -21,7 +20,7 @@ from datamodels.regression.problem import Problem
 from datamodels.regression.reference import elastic_net
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.statistics import Accumulator, SplitStatistics, Standardised, Statistics
-from datamodels.regression.threads import ahead, spread
+from datamodels.threads import ahead, spread
 from tests.conftest import plant, statistics_of
 
 

@@ -71,7 +71,9 @@ def drawn(index: int, design: Design = DESIGN) -> int:
 
 @pytest.mark.parametrize("make", [logistic, forest])
 def test_margins_of_probabilities_are_those_of_a_fit_by_hand(make: Callable[[], Any]) -> None:
-    task = estimator_task(make, X, Y, X_TEST, Y_TEST, outputs=["margins", "losses", "correct"], splits=["test", "train"])
+    task = estimator_task(
+        make, X, Y, X_TEST, Y_TEST, outputs=["margins", "losses", "correct"], splits=["test", "train"]
+    )
     for index in range(2):
         mask = DESIGN.mask(index)
         model = make().set_params(random_state=drawn(index)).fit(X[mask], Y[mask])

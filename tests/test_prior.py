@@ -79,9 +79,7 @@ def test_a_prior_of_other_examples_is_refused() -> None:
 def test_out_of_mask_targets_take_a_prior() -> None:
     p = plant(150, 20, 20, noise=0.5)
     prior = Attribution(p.weights, np.zeros(20))
-    result = fit(
-        masks=p.masks, outputs=p.outputs, estimator=Lasso(prior=prior), targets_are_train=True, progress=False
-    )
+    result = fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(prior=prior), targets_are_train=True, progress=False)
     assert result.provenance["out_of_mask"]
     assert set(np.unique(result.target_facts["prior_exponent"])) <= {0.0, *(exponent for exponent, _ in CHOICES)}
     assert (result.weights[np.arange(20), np.arange(20)] == 0).all()

@@ -409,7 +409,7 @@ def test_init_takes_a_sweep_and_status_counts_its_settings(said: Callable[..., s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot read the sweep"),
+        (None, "cannot read"),
         ("a: [", "is not YAML"),
         ("lr: [1, 2]", "must have 'parameters'"),
         ("parameters: {lr: []}", "at least one value"),

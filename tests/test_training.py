@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from datamodels import datasets
+from datamodels import Ridge, datasets, fit
 from datamodels.datasets import from_arrays
 from datamodels.design import Design
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, SweepWarning
 from datamodels.store import Store
 from datamodels.sweep import Sweep
 from datamodels.training import batched
@@ -887,3 +887,45 @@ def test_engines_agree_after_many_epochs_on_real_data() -> None:
         found.append(models.logits(data.test.x))
     np.testing.assert_allclose(found[0], found[1], atol=0.001)
     assert (found[0].argmax(-1) == data.test.y).mean() > 0.7
+
+
+def test_one_bad_row_fails_alone(tmp_path: Path) -> None:
+    """Empty subsets and diverged models fail, and the rest of their blocks does not."""
+    x, y = problem()
+    masks = np.random.default_rng(0).random((6, len(y))) < 0.5
+    masks[2] = False
+    task = TrainRecipe(
+        Recipe(hidden=(4,), epochs=2), from_arrays("tiny", x, y, x[:20], y[:20]), outputs=("correct",)
+    )  # fmt: skip
+    sweep = Sweep({"lr": [0.05, 0.06, 0.07, 0.08, 0.09, 1e30]})
+    store = Store.create(tmp_path / "s", schema=task.schema, design=Design.explicit(masks), sweep=sweep)
+    summary = train(store, task, executor="inline", progress=False)
+    assert summary.failed == [2, 5]
+    assert store.completed().tolist() == [True, True, False, True, True, False]
+    assert "no training examples" in store.failures()[2].read_text()
+    assert "diverged" in store.failures()[5].read_text()
+
+
+def test_rows_of_one_seed_begin_alike(tmp_path: Path) -> None:
+    """With a seed in the sweep, rows of one seed and one subset are the same model."""
+    x, y = problem()
+    masks = np.repeat(np.random.default_rng(0).random((1, len(y))) < 0.5, 4, axis=0)
+    task = TrainRecipe(Recipe(hidden=(4,), epochs=1), from_arrays("tiny", x, y, x[:20], y[:20]))
+    store = Store.create(
+        tmp_path / "s", schema=task.schema, design=Design.explicit(masks), sweep=Sweep({"seed": [3, 4]})
+    )
+    assert train(store, task, executor="inline", progress=False).ok
+    margins = store.array("margins")
+    np.testing.assert_array_equal(margins[0], margins[2])
+    np.testing.assert_array_equal(margins[1], margins[3])
+    assert abs(margins[0] - margins[1]).max() > 0.01
+
+
+def test_fits_warn_of_settings_that_differ(tmp_path: Path) -> None:
+    x, y = problem()
+    task = TrainRecipe(Recipe(hidden=(4,), epochs=1), from_arrays("tiny", x, y, x[:5], y[:5]))
+    design = Design(n_train=len(y), alpha=0.5, n_models=60)
+    store = Store.create(tmp_path / "s", schema=task.schema, design=design, sweep=Sweep({"lr": [0.05, 0.5]}))
+    assert train(store, task, executor="inline", progress=False).ok
+    with pytest.warns(SweepWarning, match="trained with different lr, and are taken together"):
+        fit(store, Ridge(), progress=False)

@@ -65,6 +65,10 @@ class TaskChangedWarning(DatamodelsWarning):
     """A store holds rows of another task, or of another version of this one."""
 
 
+class SweepWarning(DatamodelsWarning):
+    """Rows of a store were trained with different settings, and are taken together."""
+
+
 class ConvergenceWarning(DatamodelsWarning):
     """A solution missed its tolerance; its gap is stored and says by how much."""
 

@@ -1,12 +1,16 @@
-"""Files that are there wholly or not at all."""
+"""Files: written wholly or not at all, and read with one clear error."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from datamodels.errors import RequestError, first_line
 
 
 @contextlib.contextmanager
@@ -29,3 +33,29 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds one mapping. Numbers like 1e-3 are numbers, as in JSON.
+
+    Raises
+    ------
+    RequestError
+        when it is missing, cannot be parsed, or holds something else.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without this, YAML takes 1e-3 for text."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        data = yaml.load(Path(path).read_text(), Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise RequestError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{str(path)!r} is not YAML: {first_line(error)}") from None
+    if not isinstance(data, dict):
+        raise RequestError(f"{str(path)!r} holds {type(data).__name__}; it must be a mapping of names to values")
+    return data

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from datamodels.errors import RequestError, first_line
+from datamodels.files import read_yaml
 
 Kind = Literal["grid", "random"]
 
@@ -167,20 +168,8 @@ class Sweep:
         RequestError
             when the file is missing, is not YAML, or is not a sweep.
         """
-        import yaml
-
-        class Loader(yaml.SafeLoader):
-            """Reads 1e-3 as the number that it is in JSON, and to everyone who writes it."""
-
-        number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-        Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-        try:
-            data = yaml.load(Path(path).read_text(), Loader)  # noqa: S506 (a SafeLoader)
-        except OSError as error:
-            raise RequestError(f"cannot read the sweep {str(path)!r}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RequestError(f"the sweep {str(path)!r} is not YAML: {first_line(error)}") from None
-        if not isinstance(data, dict) or not set(data) <= {"parameters", "kind", "seed"} or "parameters" not in data:
+        data = read_yaml(path)
+        if not set(data) <= {"parameters", "kind", "seed"} or "parameters" not in data:
             raise RequestError(f"the sweep {str(path)!r} must have 'parameters', and may have 'kind' and 'seed'")
         try:
             return cls.from_dict(data)

@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from datamodels.regression.threads import n_threads, spread
+from datamodels.threads import n_threads, spread
 
 Engine = Literal["popcount", "int8", "float32"]
 _TILE = 48

@@ -18,7 +18,7 @@ from datamodels.regression.coordinate import fit_target
 from datamodels.regression.moments import Moments, correlations, covariances, default_tolerance
 from datamodels.regression.solver_types import Counts, Fits, Found, Rules, Target
 from datamodels.regression.statistics import SplitStatistics, Statistics
-from datamodels.regression.threads import spread
+from datamodels.threads import spread
 
 _MAX_SWEEPS = 2_000
 _MAX_PATH_SWEEPS = 100_000  # where every solution is certified, and none is finished exactly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.errors import RequestError, first_line
+from datamodels.errors import RequestError, SweepWarning, first_line
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -182,6 +183,8 @@ class Problem:
             items = [source] if isinstance(source, Store | str | Path) else list(source or [])
             stores = [item if isinstance(item, Store) else Store.open(item) for item in items]
             found = [Source.from_store(store, masks_key, outputs_key) for store in stores]
+            for store in stores:
+                _warn_sweep(store)
             of_train = any(store.field(outputs_key).of == "train" for store in stores)
         return cls.assemble(
             [part.restrict(rows) for part in found],
@@ -353,3 +356,14 @@ def load_array(value: NDArray[Any] | str | Path) -> NDArray[Any]:
         return np.load(value, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RequestError(f"cannot read {str(value)!r} as a .npy array: {first_line(error)}") from None
+
+
+def _warn_sweep(store: Store) -> None:
+    if store.sweep is not None and store.sweep.size != 1:
+        warnings.warn(
+            f"the rows of {str(store.path)!r} were trained with different {', '.join(store.sweep.parameters)}, and are taken "
+            "together: differences between settings count as noise; to fit them as well, see store.parameters() and "
+            "penalty_factors",
+            SweepWarning,
+            stacklevel=4,
+        )

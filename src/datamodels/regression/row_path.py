@@ -20,7 +20,7 @@ from datamodels.regression.problem import unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solver_types import Counts, Fits, Found, Target
 from datamodels.regression.statistics import near_mean
-from datamodels.regression.threads import spread
+from datamodels.threads import spread
 
 _BATCH_BYTES = 128 << 20
 _NO_MATRICES = np.zeros((0, 0, 0), dtype=np.uint16)

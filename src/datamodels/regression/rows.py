@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datamodels.regression import statistics
 from datamodels.regression.bits import count_columns, pack_bits, pack_columns, unpack_rows, words_of
 from datamodels.regression.problem import Problem
-from datamodels.regression.threads import ahead
+from datamodels.threads import ahead
 
 _UNPACK_BYTES = 64 << 20
 

@@ -16,7 +16,7 @@ from datamodels.errors import RequestError, newer_format
 from datamodels.files import replacing
 from datamodels.regression.bits import add_products, pack_columns, words_of
 from datamodels.regression.problem import Problem
-from datamodels.regression.threads import ahead
+from datamodels.threads import ahead
 
 FORMAT_VERSION = 1
 _FLOAT64_UP_TO = 2048  # standardised Gram matrices of so many examples are float64, larger ones float32

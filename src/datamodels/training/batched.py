@@ -7,7 +7,6 @@ have subsets of different sizes: missing places of a batch have weight 0, and a 
 
 from __future__ import annotations
 
-import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -220,13 +219,9 @@ def stack_of(recipe: Recipe, shape: tuple[int, ...], n_classes: int) -> Stack:
         return ChainStack(Chain.of(recipe, shape, n_classes))
     if name == "resnet9":
         return Resnet9Stack(recipe, shape, n_classes)
-    if isinstance(name, str):
-        module, _, function = name.partition(":")
-        try:
-            name = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise RequestError(f"cannot import the architecture {recipe.architecture!r}: {error}") from None
-    return ModuleStack(name, shape, n_classes)
+    factory = recipe.factory
+    assert factory is not None
+    return ModuleStack(factory, shape, n_classes)
 
 
 @dataclass(frozen=True, eq=False)

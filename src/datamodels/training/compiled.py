@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from datamodels.regression.threads import spread
+from datamodels.threads import spread
 from datamodels.training.chain import CONVOLUTION, Chain
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import CUT_COLUMN, CUT_ROW, DOWN, FLIP, RIGHT, Streams

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from datamodels import datasets
 from datamodels.datasets import Dataset
 from datamodels.design import Design
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, RowError
+from datamodels.files import read_yaml
 from datamodels.training.chain import CHAINS, Chain
 from datamodels.training.outputs import check_names, outputs_of, schema_of
-from datamodels.training.recipes import Recipe, read_yaml
+from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
 from datamodels.training.task import BlockTask
 
@@ -159,7 +160,8 @@ class TrainRecipe:
     Parameters
     ----------
     recipe
-        How models are trained. Where the store has a sweep, its parameters replace values of the recipe, row by row.
+        How models are trained. Where the store has a sweep, its parameters replace values of the recipe, row by row; the
+        parameter ``seed`` makes rows of one seed begin alike, in weights and order.
     dataset
         A dataset, or its name for `datamodels.datasets.load`.
     outputs
@@ -288,11 +290,17 @@ class TrainRecipe:
         if masks.shape[1] != len(data.train):
             raise RequestError(f"the design has {masks.shape[1]} training examples, {data.name} has {len(data.train)}")
         groups: dict[Recipe, list[int]] = defaultdict(list)
-        for position in range(len(indices)):
-            groups[self.recipe if params is None else self.recipe.with_parameters(params[position])].append(position)
+        streams = []
+        for position, mask in enumerate(masks):
+            settings = dict(params[position]) if params is not None else {}
+            seed = settings.pop("seed", None)
+            streams.append(
+                Streams.of(design, int(indices[position]), mask) if seed is None else Streams.seeded(mask, int(seed))
+            )
+            groups[self.recipe.with_parameters(settings)].append(position)
         out: dict[str, NDArray[Any]] = {}
         for recipe, positions in groups.items():
-            rows = [Streams.of(design, int(indices[position]), masks[position]) for position in positions]
+            rows = [streams[position] for position in positions]
             models = train_models(
                 recipe, data.train.x, data.train.y, rows, n_classes=data.n_classes,
                 engine=self.engine, device=self.device, stack=self.stack,
@@ -306,7 +314,10 @@ class TrainRecipe:
         out: dict[str, NDArray[Any]] = {}
         for name in self.splits:
             split = getattr(self.data, name)
-            found = outputs_of(self.outputs, models.logits(split.x), split.y)
+            logits = models.logits(split.x)
+            if not np.isfinite(logits).all():
+                raise RowError("logits hold NaN or inf: training has diverged; lower the learning rate")
+            found = outputs_of(self.outputs, logits, split.y)
             out |= {f"train_{key}" if name == "train" else key: value for key, value in found.items()}
         return out
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -180,25 +181,29 @@ class Recipe:
         return {name: value for name, value in mine.items() if name == "architecture" or value != usual[name]}
 
     @property
+    def factory(self) -> Callable[..., Any] | None:
+        """What makes the modules of an architecture that is not built in.
+
+        Raises
+        ------
+        RequestError
+            when it cannot be imported.
+        """
+        if not isinstance(self.architecture, str):
+            return self.architecture
+        if self.architecture in BUILT_IN:
+            return None
+        module, _, function = self.architecture.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise RequestError(f"cannot import the architecture {self.architecture!r}: {error}") from None
+
+    @property
     def identity(self) -> str:
-        """A hash of all values."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds one mapping.
-
-    Raises
-    ------
-    RequestError
-        when it is missing, cannot be parsed, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise RequestError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{str(path)!r} is not YAML: {first_line(error)}") from None
-    if not isinstance(data, dict):
-        raise RequestError(f"{str(path)!r} holds {type(data).__name__}; it must be a mapping of names to values")
-    return data
+        """A hash of all values, and of the source of a factory."""
+        source = ""
+        if self.factory is not None:
+            with contextlib.suppress(OSError, TypeError):
+                source = inspect.getsource(self.factory)
+        return hashlib.sha256((json.dumps(self.to_dict(), sort_keys=True) + source).encode()).hexdigest()

@@ -32,8 +32,8 @@ class Streams:
         return cls(np.flatnonzero(mask), *(design.rng(row, name) for name in ("init", "order", "augment")))
 
     @classmethod
-    def seeded(cls, mask: NDArray[np.bool_], seed: int, row: int) -> Streams:
-        """Those of model number `row` under a seed, without a design."""
+    def seeded(cls, mask: NDArray[np.bool_], seed: int, row: int = 0) -> Streams:
+        """Those of model number `row` under a seed, whatever the design."""
         seeds = np.random.SeedSequence([seed, row]).spawn(3)
         return cls(np.flatnonzero(mask), *map(np.random.default_rng, seeds))
 

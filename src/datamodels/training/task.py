@@ -214,7 +214,14 @@ class TaskRunner:
     def _run_block(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
         started = time.monotonic()
         try:
-            values = self._call(store, rows)
+            try:
+                values = self._call(store, rows)
+            except Exception:
+                if len(rows) == 1:
+                    raise
+                for row in rows:  # one row may be to blame: by themselves the others succeed
+                    yield from self._run_block(store, [row])
+                return
             _check_lengths(values, len(rows))
             table = [(row, {key: value[i] for key, value in values.items()}) for i, row in enumerate(rows)]
         except (Exception, SystemExit) as error:
