@@ -35,7 +35,7 @@ from datamodels.regression.estimators import Lasso
 ALPHA = 0.5
 _LONG = PERCEPTRON.with_parameters({"epochs": 10, "batch_size": 100})
 SETTINGS = {
-    "fashion_mnist": Setting("fashion_mnist[10000,2000]", _LONG, 5000),
+    "fashion_mnist": Setting("fashion_mnist[5000,500]", _LONG, 5000),
     "cifar10": Setting("cifar10[25000,2000]", RESNET, 20000),
     "mnist_5k": Setting("mnist_5k", _LONG, 4000),
 }

@@ -58,7 +58,7 @@ def test_methods_are_compared(example: ModuleType, tmp_path: Path, capsys: pytes
     assert set(rows) == {(name, size) for name in names for size in example.QUICK_MODELS}
     assert all(row["lds_low"] < row["lds"] < row["lds_high"] for row in rows.values())
     assert abs(rows["random", 120]["lds"]) < 0.06 < rows["ridge", 120]["lds"]
-    assert rows["ridge", 120]["difference_low"] > 0
+    assert rows["nearest neighbours", 120]["difference_low"] > 0  # 300 digits, and so few models
     costs = results["costs"]
     assert rows["lasso", 120]["cpu seconds"] == 120 * costs["model"] > 0
     assert rows["hybrid", 60]["cpu seconds"] == 60 * costs["model"] + costs["trak"] > rows["TRAK", 60]["cpu seconds"]
