@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-regression bench-training bench-scale clean
+.PHONY: help install demo test test-slow lint format bench bench-regression bench-training bench-trak bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ bench-regression: $(VENV)/bench.stamp  ## Measure the regression against its pee
 
 bench-training: $(VENV)/test.stamp  ## Measure the training of many models against plain PyTorch
 	$(BIN)/python benchmarks/training.py
+
+bench-trak: $(VENV)/test.stamp  ## Measure TRAK against traker and dattri
+	$(PIP) -e '.[bench-trak]'
+	$(BIN)/python benchmarks/trak.py
 
 bench-scale: install  ## One fit of 50,000 examples, 100,000 models, 1,000 targets
 	$(BIN)/python benchmarks/scale.py

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datamodels.training.ensemble import TrainRecipe
     from datamodels.training.recipes import Recipe
     from datamodels.training.task import block_task
+    from datamodels.trak import TRAK
 
 _HOME = {
     "Attribution": "datamodels.attribution",
@@ -36,6 +37,7 @@ _HOME = {
     "Ridge": "datamodels.regression.estimators",
     "Store": "datamodels.store",
     "Sweep": "datamodels.sweep",
+    "TRAK": "datamodels.trak",
     "TrainRecipe": "datamodels.training.ensemble",
     "block_task": "datamodels.training.task",
     "fit": "datamodels.regression.fit",
@@ -48,6 +50,7 @@ _HOME = {
 }
 
 __all__ = [
+    "TRAK",
     "Attribution",
     "Design",
     "DifferenceInMeans",

@@ -48,7 +48,7 @@ def train_models(
     engine: Engine = "auto",
     device: str = "auto",
     stack: int | None = None,
-) -> Models:
+) -> TrainedModels:
     """Train one model per row.
 
     Parameters
@@ -105,7 +105,7 @@ def train_models(
         trained = BatchedModels.train(
             recipe, made, inputs, y, rows, n_classes=n_classes, device=place, size=stack
         )  # fmt: skip
-    return _Judged(trained, scale, recipe.flip_average)
+    return TrainedModels(trained, scale, recipe.flip_average)
 
 
 def _device(device: str) -> str:
@@ -139,7 +139,7 @@ class _Standardise:
 
 
 @dataclass(frozen=True, eq=False)
-class _Judged:
+class TrainedModels:
     """Trained models with what goes before and after them when they are judged."""
 
     models: Models

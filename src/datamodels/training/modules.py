@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datamodels.training.batched import BatchedModels
 from datamodels.training.chain import CHAINS, CONVOLUTION, Chain, Layer, picture_shape
 from datamodels.training.compiled import CompiledModels
-from datamodels.training.ensemble import Models, _Judged
+from datamodels.training.ensemble import Models, TrainedModels
 from datamodels.training.recipes import Recipe
 
 _SCALE = 0.125  # of the logits of resnet9
@@ -138,12 +138,12 @@ def state_dicts(models: Models, recipe: Recipe, shape: tuple[int, ...], n_classe
     net = module
     while isinstance(net, FlipAveraged | Scaled):
         if isinstance(net, Scaled):
-            assert isinstance(models, _Judged)
+            assert isinstance(models, TrainedModels)
             net.mean.copy_(torch.from_numpy(models.scale.mean))
             net.deviation.copy_(torch.from_numpy(models.scale.deviation))
         net = net.net
     out = []
-    for values in _values(models.models if isinstance(models, _Judged) else models, recipe, shape, n_classes):
+    for values in _values(models.models if isinstance(models, TrainedModels) else models, recipe, shape, n_classes):
         net.load_state_dict(values, strict=False)  # a parameter that layers share comes under one name
         out.append({name: value.clone() for name, value in module.state_dict().items()})
     return out
