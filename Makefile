@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+WORKERS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ demo: install  ## Thousands of networks on digits, datamodels, proof, and a page
 	$(BIN)/datamodels demo --out runs/demo
 
 test: $(VENV)/test.stamp  ## Run the tests
-	$(PYTEST) -m 'not slow and not browser'
+	$(PYTEST) -m 'not slow and not browser' -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chromium and parallel)
 	$(PYTEST) -m 'slow or browser'
