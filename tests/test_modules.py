@@ -36,7 +36,17 @@ def custom(shape: tuple[int, ...], n_classes: int) -> nn.Module:
         (Recipe(architecture="resnet9", channels=(3, 4, 5, 6), standardise=True), PICTURES),
         (Recipe(architecture=custom), FLAT),
     ],
-    ids=str,
+    ids=[
+        "linear",
+        "mlp",
+        "standardised",
+        "mlp of pictures",
+        "flip average",
+        "cnn",
+        "cnn with all",
+        "resnet9",
+        "module",
+    ],
 )
 def test_logits_of_the_module_are_those_of_the_models(recipe: Recipe, shape: tuple[int, ...], engine: str) -> None:
     if engine == "compiled" and recipe.architecture in ("resnet9", custom):

@@ -75,7 +75,9 @@ def pilot(
 def _tasks(files: list[Path]) -> dict[str, TrainRecipe]:
     """Name of each file -> what it says; they may differ in their recipes alone."""
     from datamodels.training.ensemble import TrainRecipe
+    from datamodels.training.task import make_importable
 
+    make_importable(Path.cwd())
     out: dict[str, TrainRecipe] = {}
     for file in files:
         task = TrainRecipe.read(file)

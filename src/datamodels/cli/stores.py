@@ -53,6 +53,9 @@ def init(
     from datamodels.spec import Spec
     from datamodels.store import Store
     from datamodels.sweep import Sweep
+    from datamodels.training.task import make_importable
+
+    make_importable(Path.cwd())
 
     classes = None if labels is None else read_labels(labels)
     if recipe is not None:
@@ -138,7 +141,9 @@ def train(
     executor: Annotated[
         ExecutorName, typer.Option(help="local: worker processes; inline: this process.")
     ] = ExecutorName.local,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that one row may take.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that one row may take; a block of rows takes as many times that.")
+    ] = None,
     retries: Annotated[int, typer.Option(help="How often a failed row is tried again.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch and BLAS per worker.")] = 1,
     as_json: Json = False,

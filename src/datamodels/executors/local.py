@@ -55,8 +55,8 @@ class LocalExecutor(Executor):
     jobs
         Number of worker processes; by default one per CPU.
     timeout
-        Seconds that one row may take (the whole block for block tasks), None for no limit. The
-        worker is then replaced.
+        Seconds that one row may take, None for no limit; for block tasks a block may take as many times that as it has
+        rows. The worker is then replaced.
     threads
         Threads of torch and BLAS in each worker.
     """
@@ -91,6 +91,8 @@ class LocalExecutor(Executor):
                 "or use executor='inline'"
             ) from None
         self._workers = [self._start() for _ in range(self.slots)]
+        for worker in self._workers:
+            self._feed(worker)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -110,9 +112,7 @@ class LocalExecutor(Executor):
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
-            process = context.Process(
-                target=_work, args=(self._payload, theirs, watched, self._threads), name="datamodels-worker"
-            )
+            process = context.Process(target=_work, args=(theirs, watched, self._threads), name="datamodels-worker")
             with _importable_main():
                 process.start()
         finally:
@@ -124,6 +124,17 @@ class LocalExecutor(Executor):
         theirs.close()
         watched.close()
         return _Worker(process, ours, held, since=time.monotonic())
+
+    def _feed(self, worker: _Worker) -> None:
+        """Send the task. It may be larger than a pipe holds, so it goes to a process that can read it, or has died."""
+        with contextlib.suppress(OSError):  # it died; `poll` finds out and reports
+            worker.pipe.send_bytes(self._payload)
+
+    def _renew(self, worker: _Worker) -> None:
+        """Put another process in the place of a worker."""
+        fresh = self._start()
+        self._workers[self._workers.index(worker)] = fresh
+        self._feed(fresh)
 
     @property
     def free(self) -> int:
@@ -142,7 +153,7 @@ class LocalExecutor(Executor):
             self._receive(worker)
         now = time.monotonic()
         if self._timeout is not None:
-            for worker in [w for w in self._workers if w.ready and w.pending and now - w.since > self._timeout]:
+            for worker in [w for w in self._workers if w.ready and w.pending and now > self._deadline(w)]:
                 self._stop_late(worker)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -151,8 +162,13 @@ class LocalExecutor(Executor):
         if self._timeout is None:
             return seconds
         now = time.monotonic()
-        left = [w.since + self._timeout - now for w in self._workers if w.ready and w.pending]
+        left = [self._deadline(w) - now for w in self._workers if w.ready and w.pending]
         return max(0.0, min([seconds, *left]))
+
+    def _deadline(self, worker: _Worker) -> float:
+        """When what a worker runs is late."""
+        assert self._timeout is not None
+        return worker.since + self._timeout * (len(worker.pending) if self._runner.whole_blocks else 1)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -187,14 +203,16 @@ class LocalExecutor(Executor):
         else:
             self._deaths_at_start = 0
         self._give_up(worker, "died", text)
-        self._workers[self._workers.index(worker)] = self._start()
+        self._renew(worker)
         worker.end()
 
     def _stop_late(self, worker: _Worker) -> None:
         text = f"took longer than the limit of {self._timeout:g} seconds and was stopped"
+        if self._runner.whole_blocks and len(worker.pending) > 1:
+            text = f"its block of {len(worker.pending)} rows took longer than {self._timeout:g} seconds each and was stopped"
         self._give_up(worker, "timeout", text)
         worker.end(signal.SIGKILL)
-        self._workers[self._workers.index(worker)] = self._start()
+        self._renew(worker)
 
     def _give_up(self, worker: _Worker, ended: Any, text: str) -> None:
         """The row that was running is to blame; the rest of its block goes back unharmed."""
@@ -204,7 +222,7 @@ class LocalExecutor(Executor):
         worker.pending = []
 
 
-def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> None:
+def _work(pipe: Connection, alive: Connection, threads: int) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
     os.dup2(2, 1)  # standard output is for results; what tasks print goes to standard error
@@ -214,7 +232,7 @@ def _work(payload: bytes, pipe: Connection, alive: Connection, threads: int) -> 
     runner: Runner | None = None
     broken = ""
     try:
-        runner = cloudpickle.loads(payload)
+        runner = cloudpickle.loads(pipe.recv_bytes())
         runner.prepare()
     except (Exception, SystemExit) as error:
         broken = f"the task could not be loaded in a worker process:\n{trace_of(error)}"

@@ -26,6 +26,8 @@ from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_ta
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
+_LONGEST_BLOCK = 20.0  # seconds
+_SMALL_BLOCK = 8  # rows; not cut further while their time is unknown
 _BACK_OFF = 0.5
 _LONGEST_BACK_OFF = 60.0
 _HEARTBEAT = 1.0
@@ -90,7 +92,8 @@ def train(
     jobs
         Worker processes; by default one per CPU.
     timeout
-        Seconds per row (per block for block tasks); the worker is then replaced and the row fails.
+        Seconds per row; a block of a block task may take as many times that as it has rows. The worker is then
+        replaced and the row (the block) fails.
     retries
         How often a failed row is tried again, with growing pauses.
     threads
@@ -245,8 +248,22 @@ class _Campaign:
             self.ready.rotate(random.randrange(len(self.ready)))
 
     def _next_block(self) -> list[int]:
-        """A block of the grid, or as many rows as are worth one message."""
+        """A block of the grid, or as many rows as are worth one message.
+
+        A block of a block task is cut where it would take long, since its rows are done or lost together; the first one,
+        of which nothing is known, to a tenth; and where other workers would idle.
+        """
         rows = self.ready.popleft()
+        if self.block_size is not None:
+            left = len(rows) + sum(map(len, self.ready))
+            most = max(_SMALL_BLOCK, -(-left // self.executor.slots))
+            if self.seconds_per_row is None:
+                most = min(most, max(_SMALL_BLOCK, self.block_size // 10))
+            else:
+                most = min(most, max(1, int(_LONGEST_BLOCK / max(self.seconds_per_row, 1e-6))))
+            if most < len(rows):
+                self.ready.appendleft(rows[most:])
+                rows = rows[:most]
         if self.block_size is None and self.seconds_per_row is not None:
             wanted = int(_BLOCK_SECONDS / max(self.seconds_per_row, 1e-6))
             fair = len(self.ready) // (2 * self.executor.slots)
