@@ -167,7 +167,7 @@ def alive(pid: int) -> bool:
 
 
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(new_store: NewStore, tmp_path: Path) -> None:
-    store = new_store(400)
+    store = new_store(1500)
     driver = start(store, "tests.tasks:slow_good", tmp_path)
     wait_for(lambda: bool(store.completed().any()))
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the driver and to its workers
@@ -176,13 +176,13 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(new_store: NewStore, tmp_p
     assert "Traceback" not in said
     assert "run it again to go on" in said
     done = int(store.completed().sum())
-    assert 0 < done < 400
+    assert 0 < done < 1500
     assert store.verify().ok
     assert not store.status().rows_per_second
     again = start(store, "tests.tasks:slow_good", tmp_path)
     again.communicate(timeout=60)
     assert again.returncode == 0
-    whole = new_store(400, "uninterrupted")
+    whole = new_store(1500, "uninterrupted")
     train(whole, tasks.good, executor="inline")
     assert arrays_of(store) == arrays_of(whole)
 
