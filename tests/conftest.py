@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,10 @@ from datamodels.design import Design
 from datamodels.regression.problem import Problem
 from datamodels.regression.statistics import Statistics
 from datamodels.store import Store
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Quick sizes have so few models that some training examples are in none of their subsets.
+few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
 
 
 class Planted(NamedTuple):
@@ -60,3 +66,15 @@ def new_store(tmp_path: Path) -> Callable[..., Store]:
 def row_values(row: int, size: int = 4) -> NDArray[np.float32]:
     """What row `row` should hold, wherever it is written."""
     return np.random.default_rng(row).normal(size=size).astype(np.float32)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    """The script of the examples that a test names."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module(request.param)
+
+
+def script(name: str) -> pytest.MarkDecorator:
+    """Marks a test that takes `example`: the script of that name."""
+    return pytest.mark.parametrize("example", [name], indirect=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib
 import io
 import json
 import re
@@ -26,22 +25,7 @@ from datamodels.report.page import Examples, Page, render
 from datamodels.report.sprites import Sheet, sheet
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-# Quick sizes have so few models that some training examples are in none of their subsets.
-few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
-    """The script that a test names."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module(request.param)
-
-
-def script(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("example", [name], indirect=True)
-
+from tests.conftest import EXAMPLES, few, script
 
 # -- the scripts --------------------------------------------------------------------------------------
 

@@ -18,20 +18,7 @@ from datamodels.errors import RequestError
 from datamodels.training.ensemble import TrainRecipe, train_models
 from datamodels.training.modules import module_of, state_dicts
 from datamodels.training.streams import Streams
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
-    """The script that a test names."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module(request.param)
-
-
-def script(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("example", [name], indirect=True)
+from tests.conftest import few, script
 
 
 def by(rows: list[dict[str, Any]], key: str = "method") -> dict[str, dict[str, Any]]:

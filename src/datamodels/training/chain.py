@@ -43,14 +43,6 @@ class Layer:
     def fan_in(self) -> int:
         return self.n_weights // self.n_out
 
-    @property
-    def size_in(self) -> int:
-        return self.n_in * self.height * self.width
-
-    @property
-    def size_out(self) -> int:
-        return self.n_out * (self.height // 2) * (self.width // 2) if self.kind == CONVOLUTION else self.n_out
-
 
 @dataclass(frozen=True)
 class Chain:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from datamodels import datasets
 from datamodels.datasets import Dataset
 from datamodels.design import Design
-from datamodels.errors import RequestError, RowError
+from datamodels.errors import RequestError
 from datamodels.files import read_yaml
 from datamodels.training.chain import CHAINS, Chain
-from datamodels.training.outputs import check_names, outputs_of, schema_of
+from datamodels.training.outputs import check_names, outputs_of_splits, schema_of_splits
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
 from datamodels.training.task import BlockTask
@@ -244,14 +244,8 @@ class TrainRecipe:
     @property
     def schema(self) -> dict[str, Any]:
         """The schema of a store for the outputs."""
-        out: dict[str, Any] = {}
-        for name in self.splits:
-            split = getattr(self.data, name)
-            out |= schema_of(
-                self.outputs, len(split), self.data.n_classes, dtype=self.dtype,
-                **({"prefix": "train_", "of": "train"} if name == "train" else {}),
-            )  # fmt: skip
-        return out
+        sizes: dict[str, int] = {name: len(getattr(self.data, name)) for name in self.splits}
+        return schema_of_splits(self.outputs, sizes, self.data.n_classes, self.dtype)
 
     @property
     def block_task(self) -> BlockTask:
@@ -311,15 +305,9 @@ class TrainRecipe:
         return out
 
     def _outputs(self, models: Models) -> dict[str, NDArray[Any]]:
-        out: dict[str, NDArray[Any]] = {}
-        for name in self.splits:
-            split = getattr(self.data, name)
-            logits = models.logits(split.x)
-            if not np.isfinite(logits).all():
-                raise RowError("logits hold NaN or inf: training has diverged; lower the learning rate")
-            found = outputs_of(self.outputs, logits, split.y)
-            out |= {f"train_{key}" if name == "train" else key: value for key, value in found.items()}
-        return out
+        splits = {name: getattr(self.data, name) for name in self.splits}
+        judged: dict[str, Any] = {name: (models.logits(split.x), split.y) for name, split in splits.items()}
+        return outputs_of_splits(self.outputs, judged)
 
 
 def _content(data: Dataset) -> str:

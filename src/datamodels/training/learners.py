@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.errors import RequestError, RowError, first_line
-from datamodels.training.outputs import check_names, outputs_of, schema_of
+from datamodels.training.outputs import check_names, outputs_of_splits, schema_of_splits
 
 
 class Learner(Protocol):
@@ -76,13 +76,11 @@ class LearnerTask:
     @property
     def schema(self) -> dict[str, dict[str, Any]]:
         """What `Store.create` needs to know of the keys that a row fills."""
-        entries: dict[str, dict[str, Any]] = {}
-        for part in self.splits:
-            train = part == "train"
-            size = len(self.y if train else self.y_test)
-            marks = {"prefix": "train_", "of": "train"} if train else {}
-            entries |= schema_of(self.outputs, size, self.n_classes, self.dtype, **marks)
-        return entries
+        sizes = {part: len(self._labels(part)) for part in self.splits}
+        return schema_of_splits(self.outputs, sizes, self.n_classes, self.dtype)
+
+    def _labels(self, part: str) -> NDArray[np.int64]:
+        return self.y if part == "train" else self.y_test
 
     @property
     def fingerprint(self) -> str:
@@ -102,14 +100,8 @@ class LearnerTask:
             raise RowError("the row's subset is empty; raise alpha")
         evaluated = [self.x if part == "train" else self.x_test for part in self.splits]
         scores = self.learner.scores(_chosen(self.x, mask), self.y[mask], evaluated, rng)
-        values: dict[str, NDArray[Any]] = {}
-        for part, given in zip(self.splits, scores, strict=True):
-            logits = _array(given)
-            if not np.isfinite(logits).all():
-                raise RowError("the model's logits hold NaN or inf: training has diverged")
-            prefix, labels = ("train_", self.y) if part == "train" else ("", self.y_test)
-            values |= {prefix + name: value for name, value in outputs_of(self.outputs, logits, labels).items()}
-        return values
+        parts = zip(self.splits, scores, strict=True)
+        return outputs_of_splits(self.outputs, {part: (_array(given), self._labels(part)) for part, given in parts})
 
 
 def estimator_task(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, RowError
 
 
 def _split(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -183,3 +183,33 @@ def schema_of(
         }
         for name in check_names(names)
     }
+
+
+def schema_of_splits(
+    names: Sequence[str], sizes: Mapping[str, int], n_classes: int, dtype: str = "float32"
+) -> dict[str, dict[str, Any]]:
+    """Schema entries for outputs on the splits ``test`` and ``train``, of so many examples; keys of the latter are ``train_<name>``."""
+    out: dict[str, dict[str, Any]] = {}
+    for split, size in sizes.items():
+        marks = {"prefix": "train_", "of": "train"} if split == "train" else {}
+        out |= schema_of(names, size, n_classes, dtype, **marks)
+    return out
+
+
+def outputs_of_splits(
+    names: Sequence[str], judged: Mapping[str, tuple[ArrayLike, ArrayLike]]
+) -> dict[str, NDArray[Any]]:
+    """Outputs by the keys of `schema_of_splits`, from the logits and the labels of each split.
+
+    Raises
+    ------
+    RowError
+        when logits are not finite.
+    """
+    out: dict[str, NDArray[Any]] = {}
+    for split, (logits, labels) in judged.items():
+        if not np.isfinite(logits).all():
+            raise RowError("the model's logits hold NaN or inf: training has diverged; lower the learning rate")
+        prefix = "train_" if split == "train" else ""
+        out |= {prefix + name: value for name, value in outputs_of(names, logits, labels).items()}
+    return out
