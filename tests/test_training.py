@@ -69,8 +69,10 @@ def logits_of(
     engine: Engine = "torch",
     stack: int | None = 16,
     classes: int = 2,
+    stop: int | None = None,
 ) -> NDArray[np.float32]:
-    return train_models(recipe, *data, rows, n_classes=classes, engine=engine, stack=stack).logits(data[0])
+    models = train_models(recipe, *data, rows, n_classes=classes, engine=engine, stack=stack, stop=stop)
+    return models.logits(data[0])
 
 
 # Recipes
@@ -282,9 +284,13 @@ class Resnet9(nn.Module):
 
 
 def oracle(
-    recipe: Recipe, data: tuple[NDArray[np.float32], NDArray[np.int64]], streams: Streams, classes: int
+    recipe: Recipe,
+    data: tuple[NDArray[np.float32], NDArray[np.int64]],
+    streams: Streams,
+    classes: int,
+    stop: int | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (k, classes) of one model, trained as PyTorch's own tutorials do."""
+    """Logits (k, classes) of one model, trained as PyTorch's own tutorials do; by its first `stop` steps."""
     x, y = map(torch.from_numpy, data)
     module: nn.Module
     if recipe.architecture == "resnet9":
@@ -302,13 +308,17 @@ def oracle(
         )  # fmt: skip
     loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     total = recipe.total_steps(len(streams.members))
-    rates = iter(recipe.rates(total))
+    rates = iter(recipe.rates(total)[:stop])
     for _ in range(recipe.epochs):
         batches = list(torch.from_numpy(streams.epoch()).split(recipe.batch_size))
         if recipe.drop_last and len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
             batches.pop()
         for batch in batches:
-            optimiser.param_groups[0]["lr"] = float(next(rates))
+            rate = next(rates, None)
+            if rate is None:
+                assert stop is not None
+                break
+            optimiser.param_groups[0]["lr"] = float(rate)
             optimiser.zero_grad()
             loss(module(x[batch]), y[batch]).backward()
             optimiser.step()
@@ -362,6 +372,70 @@ def test_resnet9_trains_as_plain_pytorch_does(shape: tuple[int, ...]) -> None:
     found = logits_of(RESNET, data, [row(i, size) for i, size in enumerate((45, 34, 64))], classes=3)
     for i, size in enumerate((45, 34, 64)):
         np.testing.assert_allclose(found[i], oracle(RESNET, data, row(i, size), 3), atol=CLOSE, rtol=0)
+
+
+# The first steps of a run
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+@pytest.mark.parametrize("case", ["mlp", "weight decay", "drop last", "batches of one", "cnn, adamw"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_run_that_stops_is_the_beginning_of_the_whole_run(case: str, stop: int, engine: Engine) -> None:
+    recipe, shape, classes = CASES[case]
+    recipe, data, sizes = replace(recipe, epochs=2), problem(shape, classes), (45, 33, 17)
+    rows = [row(i, size) for i, size in enumerate(sizes)]
+    found = logits_of(recipe, data, rows, engine, classes=classes, stop=stop)
+    for i, size in enumerate(sizes):
+        expected = oracle(recipe, data, row(i, size), classes, stop)
+        np.testing.assert_allclose(found[i], expected, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+@pytest.mark.parametrize(
+    "recipe", [MLP, replace(CNN, flip=True, translate=1), replace(MLP, optimizer="adamw", lr=0.01)]
+)
+def test_a_beginning_is_the_same_to_the_bit(recipe: Recipe, engine: Engine) -> None:
+    """At a constant rate the first k steps are a run of k steps; all steps, or more, are the whole run."""
+    recipe, data = replace(recipe, epochs=3, schedule="constant"), problem()
+
+    def logits(recipe: Recipe, stop: int | None = None) -> NDArray[np.float32]:
+        return logits_of(recipe, data, [row(0), row(1, 33)], engine, stop=stop)
+
+    assert recipe.total_steps(45) == recipe.total_steps(33) == 9
+    for stop in (1, 4, 6):
+        np.testing.assert_array_equal(logits(recipe, stop), logits(replace(recipe, steps=stop)))
+    whole = logits(replace(recipe, schedule="linear"))
+    assert not np.array_equal(logits(replace(recipe, schedule="linear"), 8), whole)
+    for stop in (9, 10):
+        np.testing.assert_array_equal(logits(replace(recipe, schedule="linear"), stop), whole)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "resnet9", "with_dropout"])
+def test_beginnings_in_stacked_tensors_lie_on_the_run(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters after every step of the whole run, to the bit, with rows of unequal sizes."""
+    named = {"with_dropout": f"{__name__}:with_dropout"}.get(architecture, architecture)
+    recipe, data = replace(RESNET, architecture=named, epochs=2), problem()
+    shape, sizes = data[0].shape[1:], (45, 17) if architecture != "with_dropout" else (45,)
+
+    def states(stop: int | None) -> dict[str, torch.Tensor]:
+        rows = [row(i, size) for i, size in enumerate(sizes)]
+        models = BatchedModels.train(recipe, stack_of(recipe, shape, 2), *data, rows, n_classes=2, size=2, stop=stop)
+        return models.parts[0][0]
+
+    along: list[dict[str, torch.Tensor]] = []
+    step = batched._Optimiser.step
+
+    def recorded(self: Any, gradients: Sequence[torch.Tensor], rates: torch.Tensor) -> None:
+        step(self, gradients, rates)
+        along.append({name: value.detach().clone() for name, value in self._parameters.items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batched._Optimiser, "step", recorded)
+        states(None)
+    assert len(along) == recipe.total_steps(45) == 6
+    for stop, expected in enumerate(along, 1):
+        for name, value in states(stop).items():
+            assert torch.equal(value, expected[name])
 
 
 def test_first_weights_are_he_normal_with_zero_biases() -> None:
@@ -721,6 +795,7 @@ def test_calibration_changes_no_model() -> None:
         (MLP, (7,), {"engine": "compiled", "device": "cuda"}, "the device is 'cuda'"),
         (MLP, (7,), {"engine": "jax"}, "engine is 'jax'; legal: auto, compiled, torch"),
         (MLP, (7,), {"stack": 0}, "stack is 0; give 1 or more models"),
+        (MLP, (7,), {"stop": 0}, "stop is 0; give 1 or more steps, or None for the whole schedule"),
         (Recipe(architecture="tests.nothing:make"), (7,), {}, "cannot import the architecture 'tests.nothing:make'"),
         (Recipe(architecture="tests.test_training:nothing"), (7,), {}, "cannot import the architecture"),
         (Recipe(architecture=no_module), (7,), {}, "the architecture returned str; it must return a torch.nn.Module"),

@@ -234,15 +234,16 @@ class _Plan:
     changes: NDArray[np.int16] | None
 
     @classmethod
-    def of(cls, recipe: Recipe, rows: Sequence[Streams], height: int, width: int) -> _Plan:
-        totals = [recipe.total_steps(len(row.members)) for row in rows]
+    def of(cls, recipe: Recipe, rows: Sequence[Streams], height: int, width: int, stop: int | None = None) -> _Plan:
+        schedules = [recipe.rates(recipe.total_steps(len(row.members)))[:stop] for row in rows]
+        totals = [len(schedule) for schedule in schedules]
         batch = min(recipe.batch_size, max(len(row.members) for row in rows))
         shape = (max(totals), len(rows), batch)
         index = np.full(shape, -1, dtype=np.int32)
         rates = np.zeros(shape[:2], dtype=np.float32)
         changes = np.zeros((*shape, 5), dtype=np.int16) if recipe.augments else None
         for k, (row, total) in enumerate(zip(rows, totals, strict=True)):
-            rates[:total, k] = recipe.rates(total)
+            rates[:total, k] = schedules[k]
             per_epoch, seen = recipe.steps_per_epoch(len(row.members)), recipe.seen_per_epoch(len(row.members))
             for begin in range(0, total, per_epoch):
                 steps = min(per_epoch, total - begin)
@@ -331,9 +332,10 @@ class BatchedModels:
         n_classes: int,
         device: str = "cpu",
         size: int | None = None,
+        stop: int | None = None,
     ) -> BatchedModels:
         """Train one model per row: x (n, ...) inputs, y (n,) labels; up to `size` models side by side, by default as many as a
-        short calibration finds worth it."""
+        short calibration finds worth it; only the first `stop` steps where that is given."""
         place = torch.device(device)
         out = cls(stack, recipe, place)
         data, labels = torch.from_numpy(np.ascontiguousarray(x)).to(place), torch.from_numpy(y).to(place)
@@ -347,7 +349,7 @@ class BatchedModels:
             chunk = rows[start : start + size]
             with torch.random.fork_rng(devices=[]):
                 parameters, buffers = stack.first(chunk, place)
-                out._descend(data, targets, _Plan.of(recipe, chunk, *_extent(x)), parameters, buffers)
+                out._descend(data, targets, _Plan.of(recipe, chunk, *_extent(x), stop), parameters, buffers)
             out.parts.append((parameters, buffers))
         return out
 

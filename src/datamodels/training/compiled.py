@@ -8,13 +8,15 @@ row is the same to the bit in any block.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from datamodels.threads import spread
 from datamodels.training.chain import CONVOLUTION, Chain
@@ -396,8 +398,9 @@ class CompiledModels:
         x: NDArray[np.float32],
         y: NDArray[np.int64],
         rows: Sequence[Streams],
+        stop: int | None = None,
     ) -> CompiledModels:
-        """Train one model per row: x (n, ...) inputs, y (n,) labels."""
+        """Train one model per row: x (n, ...) inputs, y (n,) labels; only the first `stop` steps where that is given."""
         shape = x.shape[1:] if x.ndim == 4 else (1, 1, int(np.prod(x.shape[1:])))
         flat = np.ascontiguousarray(x.reshape(len(x), -1))
         numbers = np.array(
@@ -408,15 +411,15 @@ class CompiledModels:
         def one(k: int) -> None:
             row, batch = rows[k], min(recipe.batch_size, len(rows[k].members))
             out[k] = chain.first(row.init)
-            total = recipe.total_steps(len(row.members))
-            epochs = -(-total // recipe.steps_per_epoch(len(row.members)))
+            rates = recipe.rates(recipe.total_steps(len(row.members)))[:stop].astype(np.float32)
+            epochs = -(-len(rates) // recipe.steps_per_epoch(len(row.members)))
             seen = recipe.seen_per_epoch(len(row.members))
             order = np.stack([row.epoch()[:seen] for _ in range(epochs)])
             changes = np.empty((0, 0, 0), dtype=np.int16)
             if recipe.augments:
                 changes = np.stack([row.changes(recipe, *shape[1:])[:seen] for _ in range(epochs)])
             _train(
-                flat, y, shape, chain.table, order, changes, recipe.cutout, batch, recipe.rates(total).astype(np.float32),
+                flat, y, shape, chain.table, order, changes, recipe.cutout, batch, rates,
                 recipe.optimizer == "adamw", recipe.nesterov, numbers, out[k],
             )  # fmt: skip
 
@@ -434,8 +437,14 @@ class CompiledModels:
         return out
 
 
-def _one_blas_thread() -> threadpool_limits:
+def _one_blas_thread() -> AbstractContextManager[Any]:
     """Products of one model are too small to share: threads are for models. numba's products are those of SciPy's BLAS."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of the process; looking for them takes milliseconds."""
     import scipy.linalg.cython_blas  # noqa: F401  (loaded now, or the limit would miss it)
 
-    return threadpool_limits(1, user_api="blas")
+    return ThreadpoolController()

@@ -1,8 +1,9 @@
-"""From features to scores: τ = [mean over checkpoints of Φ (ΦᵀΦ + ridge I)⁻¹ φ] × [mean of Q] (Park et al. 2023, section 3)."""
+"""From features to scores: TRAK's τ = [mean over checkpoints of Φ (ΦᵀΦ + ridge I)⁻¹ φ] × [mean of Q] (Park et al. 2023, section 3),
+and products of loss gradients as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,9 @@ _ROWS = 4096
 _TARGETS = 1024
 
 Matrix = NDArray[np.float32]
+Query = Callable[[slice], Matrix]
+"""Targets -> what their gradients multiply, (dim, k)."""
+Similarity = Literal["dot", "cosine"]
 
 
 class Kernel:
@@ -70,29 +74,53 @@ class Kernel:
         return found
 
 
+def norms(features: Matrix, weights: NDArray[np.floating], what: str) -> NDArray[np.float64]:
+    """Length of each row of (n, dim), (n,).
+
+    Raises
+    ------
+    RequestError
+        when a row, or its Q in `weights` (n,), is not finite; `what` the rows are is for the message.
+    """
+    found = np.empty(len(features))
+    for start in range(0, len(features), _ROWS):
+        found[start : start + _ROWS] = np.linalg.norm(features[start : start + _ROWS].astype(np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(found * weights))
+    if len(bad):
+        raise RequestError(
+            f"loss gradients of {len(bad)} of {len(found)} {what}s are not finite, the first of number {bad[0]}: the model's "
+            "gradients overflow or are NaN"
+        )
+    return found
+
+
+def loss_factors(features: Matrix, weights: NDArray[np.floating], kind: Similarity, what: str) -> NDArray[np.floating]:
+    """Factor of each row of features (n, dim), (n,): Q makes it minus the loss gradient, for ``cosine`` of length 1 or 0."""
+    length = norms(features, weights, what)
+    if kind == "dot":
+        return weights
+    return np.divide(np.sign(weights), length, out=np.zeros(len(length)), where=length > np.finfo(np.float32).tiny)
+
+
 def stream_scores(
-    train: Sequence[Matrix],
-    kernels: Sequence[Kernel],
-    targets: Sequence[Matrix],
-    weights: NDArray[np.float64],
-    out: Matrix,
+    train: Sequence[Matrix], queries: Sequence[Query], factors: Sequence[NDArray[np.floating]], out: Matrix
 ) -> None:
-    """Fill `out` (n, t), block by block.
+    """Fill `out` (n, t) with Σ_c factors_c Φ_c query_c, block by block.
 
     Parameters
     ----------
-    train, kernels, targets
-        Of each checkpoint: features (n, dim), their kernel, and features (t, dim).
-    weights
-        (n,), the mean of Q over checkpoints.
+    train, queries, factors
+        Of each checkpoint: features (n, dim), what they multiply, and a number per train example (n,).
     out
         An array or a memory map.
     """
     n, t = out.shape
     for first in range(0, t, _TARGETS):
         columns = slice(first, min(first + _TARGETS, t))
-        solved = [kernel.solve(some[columns]) for kernel, some in zip(kernels, targets, strict=True)]
+        asked = [query(columns) for query in queries]
         for start in range(0, n, _ROWS):
             rows = slice(start, min(start + _ROWS, n))
-            total = sum(np.asarray(some[rows]) @ one for some, one in zip(train, solved, strict=True))
-            out[rows, columns] = total * (weights[rows, None] / len(train)).astype(np.float32)
+            out[rows, columns] = sum(
+                np.asarray(some[rows]) @ one * factor[rows, None].astype(np.float32)
+                for some, one, factor in zip(train, asked, factors, strict=True)
+            )

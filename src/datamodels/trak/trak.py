@@ -9,9 +9,9 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,17 +21,31 @@ from torch import Tensor, nn
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError, first_line
 from datamodels.files import replacing
+from datamodels.progress import Progress
 from datamodels.trak import batches
 from datamodels.trak.features import Features
 from datamodels.trak.gradients import Gradients
 from datamodels.trak.outputs import State, resolve
 from datamodels.trak.projections import projection_of
-from datamodels.trak.scores import AUTO_RIDGE, Kernel, stream_scores
+from datamodels.trak.scores import AUTO_RIDGE, Kernel, Query, Similarity, loss_factors, norms, stream_scores
 
 UNITS = (
     "first-order estimate of the change of the target's model output when the train example joins the training set; "
     "comparable between train examples and targets, its scale is not calibrated"
 )
+_BASELINES = {
+    "gradient dot product": (
+        "inner product of the loss gradients, mean over checkpoints: how fast the target's loss falls per learning rate of "
+        "a step of gradient descent on the train example",
+        "arXiv:2102.05262",
+    ),
+    "gradient cosine": ("cosine of the loss gradients, mean over checkpoints: from -1 to 1", "arXiv:2102.05262"),
+    "TracIn": (
+        "first-order fall of the target's loss by a step of gradient descent on the train example, summed over checkpoints",
+        "arXiv:2002.08484",
+    ),
+}
+"""Units and paper of each."""
 
 
 class TRAK:
@@ -104,6 +118,7 @@ class TRAK:
         checkpoints: Sequence[Mapping[str, Tensor] | str | Path],
         *,
         rows: tuple[int, int] | None = None,
+        progress: bool = False,
     ) -> None:
         """Compute the features of the train examples under every checkpoint; rows that are on disk are left alone.
 
@@ -115,6 +130,8 @@ class TRAK:
             State dicts, or files of them.
         rows
             Only the train examples start..stop-1: for processes that share the work, and the folder.
+        progress
+            Whether to show a bar over all checkpoints, with rate and time left.
 
         Raises
         ------
@@ -129,17 +146,17 @@ class TRAK:
         if not 0 <= start < stop <= n:
             raise RequestError(f"rows are {rows}; give (start, stop) within 0..{n}")
         self._checkpoints, self._train = list(checkpoints), train_loader
-        self._features, self._manifests = [], []
-        for c, checkpoint in enumerate(self._checkpoints):
-            state = self._state(checkpoint)
-            folder = self.out / f"checkpoint_{c:03d}"
-            manifest = self._manifest(state)
-            features = Features.open_or_create(folder, n, self.projection.dim, manifest)
-            self._features.append(features)
-            self._manifests.append(manifest)
-            self._fill(features, train_loader, state, start, stop)
+        self._features = []
+        self._manifests = [self._manifest(self._state(checkpoint)) for checkpoint in self._checkpoints]
+        self._features = [
+            Features.open_or_create(self.out / f"checkpoint_{c:03d}", n, self.projection.dim, manifest)
+            for c, manifest in enumerate(self._manifests)
+        ]
+        self._fill(self._features, train_loader, start, stop, "train gradients", progress)
 
-    def score(self, target_loader: Iterable[Any], *, out: str | Path | None = None) -> Attribution:
+    def score(
+        self, target_loader: Iterable[Any], *, out: str | Path | None = None, progress: bool = False
+    ) -> Attribution:
         """Scores of all train examples for the targets, an `Attribution` with weights (n, t) and bias 0.
 
         Parameters
@@ -148,6 +165,8 @@ class TRAK:
             Batches of targets with their labels, like those of the train examples.
         out
             A ``.npy`` file to stream the weights to; the attribution then reads them from there.
+        progress
+            Whether to show a bar over the targets' gradients, with rate and time left.
 
         Raises
         ------
@@ -155,29 +174,144 @@ class TRAK:
             before `featurize`, while rows are missing, and for a kernel that is singular.
         """
         train = self._complete()
-        t, n, dim = batches.count(target_loader), train[0].n, self.projection.dim
         kernels = [Kernel(one.rows(), self.ridge) for one in train]
-        weights = np.mean([one.weights().astype(np.float64) for one in train], axis=0)
-        with tempfile.TemporaryDirectory(prefix=".targets-", dir=self.out) as folder:
-            targets = []
-            for c, checkpoint in enumerate(self._checkpoints):
-                features = Features.open_or_create(Path(folder) / str(c), t, dim, {})
-                self._fill(features, target_loader, self._state(checkpoint), 0, t)
-                targets.append(features.rows())
-            with _result(out, (n, t)) as scores:
-                stream_scores([one.rows() for one in train], kernels, targets, weights, scores)
+        factors = [self._weights() / len(train)] * len(train)
+
+        def query(c: int, target: Features) -> Query:
+            rows = target.rows()
+            return lambda columns: kernels[c].solve(rows[columns])
+
+        rule = f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute"
+        settings = {"ridge": self.ridge, "ridge_rule": rule, "ridges": [kernel.ridge for kernel in kernels]}
+        provenance = self._provenance("TRAK", UNITS, "arXiv:2303.14186", settings)
+        return self._attribution(target_loader, query, factors, provenance, out, progress)
+
+    def similarity(
+        self,
+        target_loader: Iterable[Any],
+        kind: Similarity = "dot",
+        *,
+        learning_rates: Sequence[float] | None = None,
+        out: str | Path | None = None,
+        progress: bool = False,
+    ) -> Attribution:
+        """Products of loss gradients: the baselines that TRAK has to beat, from the features that `featurize` computed.
+
+        With ∇ℓ = -Q ∇f the loss gradient of an example, projected, and <., .> the inner product, the weight of a train
+        example for a target is the mean over checkpoints of <∇ℓ_train, ∇ℓ_target>, or of their cosine (Charpiat et al.,
+        "Input similarity from the neural network perspective", NeurIPS 2019, arXiv:2102.05262); with learning rates η_c it
+        is Σ_c η_c <∇ℓ_train, ∇ℓ_target>, TracIn (Pruthi et al., NeurIPS 2020, arXiv:2002.08484). Positive weights belong
+        to train examples that lower the target's loss, and so raise its output where its Q is positive, as it is for
+        classification. Projections keep inner products in expectation, and cosines up to their noise.
+
+        Parameters
+        ----------
+        target_loader, out, progress
+            As in `score`.
+        kind
+            ``"dot"``, or ``"cosine"``, which is 0 for a gradient of zero.
+        learning_rates
+            Of each checkpoint, for TracIn, whose checkpoints lie along one training run: those of a `Recipe` after `stop`
+            steps (`datamodels.training.ensemble.train_models`) have ``recipe.rates(recipe.total_steps(size))[stop - 1]``.
+
+        Raises
+        ------
+        RequestError
+            before `featurize`, while rows are missing, for gradients that are not finite, for another kind, and for
+            learning rates that are not one per checkpoint.
+        """
+        if kind not in get_args(Similarity):
+            raise RequestError(f"kind is {kind!r}; legal: {', '.join(get_args(Similarity))}")
+        if kind == "cosine" and learning_rates is not None:
+            raise RequestError("learning_rates go with kind 'dot', which is TracIn then; a cosine has none")
+        train, shares = self._complete(), self._shares(learning_rates)
+        factors = [
+            share * loss_factors(one.rows(), one.weights(), kind, "train example")
+            for one, share in zip(train, shares, strict=True)
+        ]
+
+        def query(_: int, target: Features) -> Query:
+            rows, factor = target.rows(), loss_factors(target.rows(), target.weights(), kind, "target")
+            return lambda columns: (rows[columns] * factor[columns, None]).astype(np.float32).T
+
+        name = "gradient cosine" if kind == "cosine" else "gradient dot product" if learning_rates is None else "TracIn"
+        settings = {} if learning_rates is None else {"learning_rates": shares.tolist()}
+        provenance = self._provenance(name, *_BASELINES[name], settings)
+        return self._attribution(target_loader, query, factors, provenance, out, progress)
+
+    def self_influence(
+        self, kind: Literal["trak", "dot"] = "trak", *, learning_rates: Sequence[float] | None = None
+    ) -> NDArray[np.float64]:
+        """Score of each train example for itself, (n,): large for examples that the model bends to fit, mislabels first.
+
+        Parameters
+        ----------
+        kind
+            ``"trak"``: the score for its own output. ``"dot"``: the mean over checkpoints of ‖∇ℓ‖².
+        learning_rates
+            Of each checkpoint, for kind ``"dot"``: Σ_c η_c ‖∇ℓ‖², the self-influence of TracIn.
+
+        Raises
+        ------
+        RequestError
+            as in `similarity`.
+        """
+        if kind not in ("trak", "dot"):
+            raise RequestError(f"kind is {kind!r}; legal: trak, dot")
+        if kind == "trak" and learning_rates is not None:
+            raise RequestError("learning_rates go with kind 'dot', which is TracIn then; TRAK has none")
+        train = self._complete()
+        if kind == "trak":
+            own = np.mean([Kernel(one.rows(), self.ridge).own_scores(one.rows()) for one in train], axis=0)
+            return own * self._weights()
+        squares = [(one.weights() * norms(one.rows(), one.weights(), "train example")) ** 2 for one in train]
+        return self._shares(learning_rates) @ np.stack(squares)
+
+    def _weights(self) -> NDArray[np.float64]:
+        """Mean of Q over checkpoints, (n,)."""
+        return np.mean([one.weights().astype(np.float64) for one in self._features], axis=0)
+
+    def _shares(self, learning_rates: Sequence[float] | None) -> NDArray[np.float64]:
+        """What each checkpoint counts, (C,)."""
+        count = len(self._features)
+        if learning_rates is None:
+            return np.full(count, 1 / count)
+        rates = np.asarray(learning_rates)
+        if rates.shape != (count,) or rates.dtype.kind not in "iuf" or not ((rates >= 0) & np.isfinite(rates)).all():
+            raise RequestError(
+                f"learning_rates are {learning_rates!r}; give {count} numbers of at least 0, one per checkpoint, or none for "
+                "the mean over checkpoints"
+            )
+        return rates.astype(np.float64)
+
+    def _attribution(
+        self,
+        target_loader: Iterable[Any],
+        query: Callable[[int, Features], Query],
+        factors: Sequence[NDArray[np.floating]],
+        provenance: dict[str, Any],
+        out: str | Path | None,
+        progress: bool,
+    ) -> Attribution:
+        """Σ_c factors_c Φ_c query_c; `query` makes one of the number of a checkpoint and the features of the targets."""
+        n, t = self._features[0].n, batches.count(target_loader)
+        with (
+            _result(out, (n, t)) as scores,
+            tempfile.TemporaryDirectory(prefix=".targets-", dir=self.out) as folder,
+        ):
+            targets = [
+                Features.open_or_create(Path(folder) / str(c), t, self.projection.dim, {})
+                for c in range(len(self._features))
+            ]
+            self._fill(targets, target_loader, 0, t, "target gradients", progress)
+            queries = [query(c, one) for c, one in enumerate(targets)]
+            stream_scores([one.rows() for one in self._features], queries, factors, scores)
         return Attribution(
             weights=scores if out is None else np.load(out, mmap_mode="r"),
             bias=np.zeros(t),
-            train_facts={"loss_weight": weights},
-            provenance=self._provenance(train, kernels),
+            train_facts={"loss_weight": self._weights()},
+            provenance=provenance,
         )
-
-    def self_influence(self) -> NDArray[np.float64]:
-        """Score of each train example for its own output, (n,): large for examples that the model bends to fit, mislabels first."""
-        train = self._complete()
-        own = np.mean([Kernel(one.rows(), self.ridge).own_scores(one.rows()) for one in train], axis=0)
-        return own * np.mean([one.weights().astype(np.float64) for one in train], axis=0)
 
     def _complete(self) -> list[Features]:
         if not self._features:
@@ -192,13 +326,27 @@ class TRAK:
         return self._features
 
     def _fill(
-        self, features: Features, loader: Iterable[Any], state: tuple[State, State], start: int, stop: int
+        self, every: Sequence[Features], loader: Iterable[Any], start: int, stop: int, title: str, progress: bool
     ) -> None:
-        """Compute what is missing of rows start..stop-1."""
-        missing = ~features.done()
-        missing[:start] = missing[stop:] = False
-        if not missing.any():
-            return
+        """Compute what is missing of rows start..stop-1 under every checkpoint."""
+        missing = np.stack([~features.done() for features in every])
+        missing[:, :start] = missing[:, stop:] = False
+        total = len(every) * (stop - start)
+        with Progress(title, total, "examples", show=progress, done=total - int(missing.sum())) as bar:
+            for features, checkpoint, some in zip(every, self._checkpoints, missing, strict=True):
+                if some.any():
+                    self._fill_one(features, loader, self._state(checkpoint), some, (start, stop), bar)
+
+    def _fill_one(
+        self,
+        features: Features,
+        loader: Iterable[Any],
+        state: tuple[State, State],
+        missing: NDArray[np.bool_],
+        rows: tuple[int, int],
+        bar: Progress,
+    ) -> None:
+        """Batches that have missing rows, of one checkpoint."""
         params, buffers = state
         device = next(iter(params.values())).device
         with _evaluating(self.model):
@@ -208,8 +356,9 @@ class TRAK:
                 for first, last, given in batches.walk(loader, features.n):
                     if missing[first:last].any():
                         found, weights = self._project(batches.on(given, device), params, buffers)
-                        a, b = max(first, start), min(last, stop)
+                        a, b = max(first, rows[0]), min(last, rows[1])
                         write(a, found[a - first : b - first], weights[a - first : b - first])
+                        bar.advance(int(missing[a:b].sum()))
 
     def _project(self, batch: Any, params: State, buffers: State) -> tuple[Any, Any]:
         """Features (B, dim) and Q (B,) of a batch."""
@@ -271,23 +420,21 @@ class TRAK:
             "checkpoint": content.hexdigest()[:16],
         }
 
-    def _provenance(self, train: Sequence[Features], kernels: Sequence[Kernel]) -> dict[str, Any]:
+    def _provenance(self, name: str, units: str, paper: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "estimator": {
-                "name": "TRAK",
+                "name": name,
                 "task": self._task.name,
                 "projection": self.projection.name,
                 "dim": self.projection.dim,
                 "seed": self._manifests[0]["seed"],
                 "coordinates": self._gradients.size,
-                "ridge": self.ridge,
-                "ridge_rule": f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute",
-                "ridges": [kernel.ridge for kernel in kernels],
+                **settings,
             },
             "checkpoints": [manifest["checkpoint"] for manifest in self._manifests],
-            "n_checkpoints": len(train),
-            "units": UNITS,
-            "paper": "arXiv:2303.14186",
+            "n_checkpoints": len(self._manifests),
+            "units": units,
+            "paper": paper,
         }
 
 
