@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datamodels.design import Design
     from datamodels.evaluation.lds import lds
     from datamodels.evaluation.watch import watch
+    from datamodels.regression.calibration import calibrate
     from datamodels.regression.estimators import DifferenceInMeans, ElasticNet, Lasso, LeastSquares, Ridge
     from datamodels.regression.fit import fit
     from datamodels.significance import intervals, select, stability
@@ -40,6 +41,7 @@ _HOME = {
     "TRAK": "datamodels.trak",
     "TrainRecipe": "datamodels.training.ensemble",
     "block_task": "datamodels.training.task",
+    "calibrate": "datamodels.regression.calibration",
     "fit": "datamodels.regression.fit",
     "intervals": "datamodels.significance",
     "lds": "datamodels.evaluation.lds",
@@ -64,6 +66,7 @@ __all__ = [
     "TrainRecipe",
     "__version__",
     "block_task",
+    "calibrate",
     "fit",
     "intervals",
     "lds",

@@ -146,6 +146,5 @@ def _is_current(path: Path, item: Fit, store: Store) -> bool:
         known = Attribution.load(path).provenance
     except RequestError:
         return False
-    (source,) = known["sources"]
-    same = known["estimator"] == item.estimator.describe() and source["identity"] == store.identity
-    return bool(same and len(source["rows"]) == store.n_models)
+    rows = next((len(source["rows"]) for source in known["sources"] if source["identity"] == store.identity), 0)
+    return bool(known["estimator"] == item.estimator.describe() and rows == store.n_models)

@@ -1,4 +1,4 @@
-"""Commands about fits: fit, evaluate, curve."""
+"""Commands about fits: fit, evaluate, calibrate, curve."""
 
 from __future__ import annotations
 
@@ -213,6 +213,55 @@ def evaluate(
         text += f", noise ceiling {score.lds_ceiling:.3f}"
     text += f"; {score.n_models} models, {score.n_targets} targets; Pearson {score.pearson:.3f}, R² {score.r2:.3f}"
     emit(score.to_dict(), text, as_json)
+
+
+def calibrate(
+    file: AttributionPath,
+    out: Annotated[Path, typer.Option(help="File to write, .h5ad.")],
+    stores: StorePaths = None,
+    masks: MasksFile = None,
+    outputs: OutputsFile = None,
+    masks_key: FittedMasksKey = None,
+    outputs_key: FittedOutputsKey = None,
+    rows: RowRange = None,
+    as_json: Json = False,
+) -> None:
+    """Put scores into units of the output, on a few dozen models that they have not used.
+
+    Example: datamodels calibrate trak.h5ad runs/a --rows 0:40 --out calibrated.h5ad
+    """
+    import numpy as np
+
+    from datamodels.regression.calibration import calibrate as run
+
+    refuse_suffix(out, ".h5ad")
+    found = run(
+        file,
+        stores or None,
+        masks=masks,
+        outputs=outputs,
+        masks_key=masks_key,
+        outputs_key=outputs_key,
+        rows=parse_range(rows, "--rows"),
+    )
+    found.save(out)
+    made, noise = found.provenance["calibration"], found.target_facts["noise_sd"]
+    facts = {
+        "out": str(out),
+        "n_models": made["n_models"],
+        "n_targets": found.n_targets,
+        "common_slope": made["common_slope"],
+        "median_slope": float(np.median(found.target_facts["slope"])),
+        "median_effect_sd": float(np.median(found.target_facts["effect_sd"])),
+        "median_noise_sd": None if np.isnan(noise).all() else float(np.nanmedian(noise)),
+    }
+    text = (
+        f"wrote {out}: {facts['n_models']} models, {facts['n_targets']} targets; common slope {facts['common_slope']:.3g}, "
+        f"scores miss {facts['median_effect_sd']:.2g} per example (median sd)"
+    )
+    if facts["median_noise_sd"] is not None:
+        text += f", noise of a run {facts['median_noise_sd']:.2g}"
+    emit(facts, text, as_json)
 
 
 def curve(

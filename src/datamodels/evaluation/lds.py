@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.ranks import resampled_spearman, unit_counts
-from datamodels.regression.problem import OUTPUTS, Problem, Rows, Source
+from datamodels.regression.problem import OUTPUTS, Problem, Rows
+from datamodels.regression.used import used_rows
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -133,43 +134,24 @@ def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> P
         when `named` and some of them were used, or when nothing is left.
     """
     sources: Sequence[Mapping[str, Any]] = attribution.provenance.get("sources", [])
-    if not sources and not named:
+    if "sources" not in attribution.provenance and not named:
         raise RequestError(
             "this attribution does not say which rows it was fitted on: name the rows to evaluate with rows"
         )
-    used = {entry["identity"]: np.asarray(entry["rows"], dtype=np.int64) for entry in sources}
-    parts = []
-    for part in problem.sources:
-        taken = _taken(part, used, sources)
-        if named and taken.any():
-            raise RequestError(
-                f"{int(taken.sum())} of the {len(taken)} named rows were used by the fit (the first is row "
-                f"{part.rows[taken][0]}); evaluate on rows that it has not used"
-            )
-        same_unit = np.isin(part.units, part.units[taken])
-        parts.append(part if named else part.take(~same_unit))
-    left = replace(problem, sources=tuple(parts))
+    taken = used_rows(problem, sources)
+    if named and taken.any():
+        first = np.concatenate([part.rows for part in problem.sources])[taken][0]
+        raise RequestError(
+            f"{int(taken.sum())} of the {len(taken)} named rows were used by the fit (the first is row {first}); evaluate on "
+            "rows that it has not used"
+        )
+    left = problem.take(~np.isin(problem.units, problem.units[taken]))
     if left.n_rows < 3:
         raise RequestError(
             f"{left.n_rows} rows are left that the fit has not used; at least 3 are needed: fit on fewer rows "
             "(--rows START:STOP) or train more models"
         )
     return left
-
-
-def _taken(part: Source, used: dict[str, NDArray[np.int64]], sources: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """Which rows of a source the fit has used, bool (k,): by their numbers where the fit has seen the
-    source under its identity, else by their masks (a copy of the files, or the arrays of a store)."""
-    if part.identity in used:
-        return np.isin(part.rows, used[part.identity])
-    hashes = [np.asarray(entry["mask_hashes"]) for entry in sources if "mask_hashes" in entry]
-    if not hashes:
-        return np.zeros(len(part.rows), dtype=np.bool_)
-    seen = np.concatenate(hashes)
-    mine = part.mask_hashes()
-    if len(np.unique(mine)) < len(np.unique(part.mask_numbers)):
-        return np.zeros(len(part.rows), dtype=np.bool_)  # so few examples that masks repeat by chance
-    return np.isin(mine, seen)
 
 
 def score(attribution: Attribution, problem: Problem, *, draws: int, confidence: float, seed: int) -> LDS:

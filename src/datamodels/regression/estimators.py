@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from datamodels.regression.kernel import leave_one_out, ridge_kernel
 from datamodels.regression.krylov import ridge_out_of_mask
 from datamodels.regression.moments import default_tolerance
 from datamodels.regression.path import PathFit, fit_path
-from datamodels.regression.prior import check_prior, describe_prior, solve_with_prior
+from datamodels.regression.prior import check_scores, describe_scores, solve_with_prior
 from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
@@ -31,18 +31,21 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 _VAL_FRACTION = 0.15
+_SCORES = ("prior", "offset")  # fields that hold an attribution
 
 
 class Estimator(ABC):
     """Turns statistics into weights.
 
     ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
-    that did not see it; ``penalised`` whether penalty factors are taken.
+    that did not see it; ``penalised`` whether penalty factors are taken. ``offset`` is applied by `datamodels.fit`, to outputs
+    before they come here: an estimator that still has one refuses to solve.
     """
 
     name: ClassVar[str]
     out_of_mask: ClassVar[bool] = True
     penalised: ClassVar[bool] = False
+    offset: Attribution | None = None
 
     @abstractmethod
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
@@ -81,8 +84,18 @@ class Estimator(ABC):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Name and parameters, for provenance."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+        """Name and parameters, for provenance. A prior or an offset is named, not held."""
+        said = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        given = {key: said.pop(key, None) for key in _SCORES}
+        name = self.name if self.offset is None else f"{self.name} with offset"
+        return {"name": name, **said, **{key: describe_scores(one) for key, one in given.items() if one is not None}}
+
+    def _refuse_offset(self) -> None:
+        if self.offset is not None:
+            raise RequestError(
+                "an offset is taken off the outputs before they are summed up, and can only be used through fit: here, give "
+                "the estimator without offset"
+            )
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -94,6 +107,7 @@ class _Selected(Estimator):
     folds: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     intercept: bool = True
+    offset: Attribution | None = field(default=None, repr=False, kw_only=True)
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> _Selected:
@@ -102,6 +116,7 @@ class _Selected(Estimator):
         return self
 
     def _draw(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        self._refuse_offset()
         names = np.unique(units)
         order = np.random.default_rng(self.seed).permutation(names)
         if self.folds is not None:
@@ -137,10 +152,6 @@ class _PathEstimator(_Selected):
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         return self._draw(units)
 
-    def describe(self) -> dict[str, Any]:
-        said = {"name": self.name, **{one.name: getattr(self, one.name) for one in fields(self) if one.name != "prior"}}
-        return said if self.prior is None else {**said, "prior": describe_prior(self.prior)}
-
     def solve(
         self,
         data: SplitStatistics,
@@ -160,9 +171,10 @@ class _PathEstimator(_Selected):
         n_train: int,
         n_targets: int,
     ) -> Solution:
+        self._refuse_offset()
         if self.prior is None:
             return solve(penalty)
-        check_prior(self.prior, n_train, n_targets)
+        check_scores(self.prior, n_train, n_targets)
         return solve_with_prior(solve, self.prior, penalty)
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
@@ -235,6 +247,11 @@ class Lasso(_PathEstimator):
         An attribution of the same examples to the same targets, TRAK say, that says what is likely to matter: examples
         with large scores are penalised less (see `prior.prior_factors`). How much less is chosen per target on
         the held-out rows, not at all being one of the choices.
+    offset
+        An attribution of the same examples to the same targets that has not used the rows that are fitted, TRAK say. Outputs are
+        regressed on its predictions, with slopes that are shrunk over targets (see `calibration.calibrate`); what it misses is
+        fitted as usual, and slope times scores are added to the weights. Facts and penalty factors are those of what it misses;
+        ``target_facts["offset_slope"]`` says how far it was followed, about 0 for one that says nothing. Goes with `prior`.
     """
 
     name: ClassVar[str] = "lasso"
@@ -252,7 +269,7 @@ class ElasticNet(_PathEstimator):
     ----------
     l1_ratio
         ρ, in (0, 1]. One λ scales both penalties, so results depend on the units of y.
-    n_lambdas, eps, val_fraction, folds, seed, tol, intercept, prior
+    n_lambdas, eps, val_fraction, folds, seed, tol, intercept, prior, offset
         As in `Lasso`.
     """
 
@@ -280,6 +297,8 @@ class Ridge(_Selected):
         ``held_out``: by error on held-out rows, like the lasso. ``gcv``: generalised
         cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979). ``loo``: exact
         leave-one-out by a second pass over the rows, at the scale of all rows (see `kernel.leave_one_out`).
+    offset
+        As in `Lasso`.
     """
 
     name: ClassVar[str] = "ridge"
@@ -293,6 +312,7 @@ class Ridge(_Selected):
         return self
 
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        self._refuse_offset()
         return self._draw(units) if self.selection == "held_out" else []
 
     def solve(
@@ -302,6 +322,7 @@ class Ridge(_Selected):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        self._refuse_offset()
         if self.selection == "loo":
             raise RequestError("selection 'loo' needs the rows themselves, which statistics do not hold: use fit")
         solution = ridge_of_statistics(data, self.n_lambdas, intercept=self.intercept)
@@ -320,6 +341,7 @@ class Ridge(_Selected):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution | None:
+        self._refuse_offset()
         settings: dict[str, Any] = {"n_lambdas": self.n_lambdas, "intercept": self.intercept}
         if own_rows:
             if self.selection == "loo":
@@ -338,12 +360,17 @@ class Ridge(_Selected):
 
 @validated(frozen=True, config=_CONFIG)
 class LeastSquares(Estimator):
-    """Ordinary least squares; the solution of smallest norm when it is not unique."""
+    """Ordinary least squares; the solution of smallest norm when it is not unique.
+
+    With an offset (see `Lasso`) it is the solution nearest to what the offset says.
+    """
 
     name: ClassVar[str] = "ols"
     intercept: bool = True
+    offset: Attribution | None = field(default=None, repr=False, kw_only=True)
 
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        self._refuse_offset()
         return []
 
     def solve(
@@ -353,6 +380,7 @@ class LeastSquares(Estimator):
         penalty: NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
+        self._refuse_offset()
         total = data.total
         spectrum = Spectrum.of(total, intercept=self.intercept)
         weights, bias = spectrum.problem.to_raw(spectrum.least_squares())
@@ -403,10 +431,14 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 def from_description(description: Mapping[str, Any]) -> Estimator:
     """The estimator that `Estimator.describe` described."""
     options = {key: value for key, value in description.items() if key != "name"}
+    for key in _SCORES:
+        if key in options:
+            raise RequestError(
+                f"the estimator had a{'n' if key == 'offset' else ''} {key}, which its description does not hold: give the "
+                "estimator itself"
+            )
     if description.get("name") not in ESTIMATORS:
         raise RequestError(f"estimator {description.get('name')!r} is unknown; legal: {', '.join(ESTIMATORS)}")
-    if "prior" in options:
-        raise RequestError("the estimator had a prior, which its description does not hold: give the estimator itself")
     return ESTIMATORS[description["name"]](**options)
 
 

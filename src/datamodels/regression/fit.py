@@ -17,10 +17,12 @@ from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, Request
 from datamodels.memory import bytes_of
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
+from datamodels.regression.offset import take_off
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
 from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.used import all_sources
 from datamodels.spec import MASKS
 from datamodels.store import Store
 from datamodels.version import versions
@@ -113,13 +115,31 @@ def fit_problem(
     """`fit` for rows that were put together already."""
     penalty = _checked_penalty(penalty_factors, problem, estimator)
     apart = estimator.out_of_mask and problem.train_columns is not None
+    if estimator.offset is None:
+        solution = _solve(problem, estimator, penalty, memory, progress, apart=apart)
+        return attribution_of(solution, problem, estimator, out_of_mask=apart)
+    rest, offset = take_off(problem, estimator.offset)
+    plain: Estimator = replace(estimator, offset=None)  # type: ignore[type-var]
+    solution = offset.added_to(_solve(rest, plain, penalty, memory, progress, apart=apart))
+    found = attribution_of(solution, problem, estimator, out_of_mask=apart)
+    used = all_sources(found.provenance["sources"], estimator.offset.provenance.get("sources", []))
+    return replace(found, provenance={**found.provenance, "sources": used})
+
+
+def _solve(
+    problem: Problem,
+    estimator: Estimator,
+    penalty: NDArray[np.float64] | None,
+    memory: int | str | None,
+    progress: bool,
+    *,
+    apart: bool,
+) -> Solution:
     if apart:
-        solution = _fit_out_of_mask(problem, estimator, penalty, progress)
-    elif estimator.prefers_rows(problem, bytes_of(memory)):
-        solution = _fit_rows(problem, estimator, penalty, progress)
-    else:
-        solution = _fit_statistics(problem, estimator, penalty, progress)
-    return attribution_of(solution, problem, estimator, out_of_mask=apart)
+        return _fit_out_of_mask(problem, estimator, penalty, progress)
+    if estimator.prefers_rows(problem, bytes_of(memory)):
+        return _fit_rows(problem, estimator, penalty, progress)
+    return _fit_statistics(problem, estimator, penalty, progress)
 
 
 def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *, out_of_mask: bool) -> Attribution:
@@ -229,9 +249,9 @@ def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int]
 
 def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:
     assert problem.train_columns is not None
-    lacking = np.flatnonzero(
-        solution.facts.get("n_constant", np.zeros(0)) > 1
-    )  # its own column is constant by construction
+    lacking = np.flatnonzero(solution.facts.get("n_constant", np.zeros(0)) > 1)
+    if len(lacking):  # its own column is constant by construction, and so are those that always come with it
+        lacking = lacking[solution.facts["n_constant"][lacking] > _equal_columns(problem)[lacking]]
     if len(lacking):
         warnings.warn(
             f"among the models that did not see a target, other training examples are in all subsets or in none, for "
@@ -242,6 +262,17 @@ def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:
         )
     for message in late[:1]:
         warnings.warn(message, ConvergenceWarning, stacklevel=4)
+
+
+def _equal_columns(problem: Problem) -> NDArray[np.int64]:
+    """How many columns are the same as the target's own in all rows, itself among them, (n_targets,)."""
+    assert problem.train_columns is not None
+    rng, limit = np.random.default_rng(0), 2**53 // max(1, problem.n_rows)
+    keys = np.zeros(problem.n_train)  # sums of random whole numbers, which float64 holds exactly
+    for x, _ in replace(problem, targets=problem.targets[:0]).chunks():
+        keys += rng.integers(0, limit, len(x)).astype(np.float64) @ x
+    _, position, count = np.unique(keys, return_inverse=True, return_counts=True)
+    return count[position][problem.train_columns]
 
 
 def _warn_constant(seen: NDArray[Any], count: int) -> None:

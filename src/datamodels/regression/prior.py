@@ -49,10 +49,10 @@ def prior_factors(
     return factors / factors.mean(axis=0)
 
 
-def describe_prior(prior: Attribution) -> dict[str, Any]:
-    """What provenance says of a prior: how it came to be, and a hash of its scores."""
-    made = prior.provenance.get("estimator", {})
-    digest = hashlib.sha256(np.ascontiguousarray(prior.weights).tobytes()).hexdigest()
+def describe_scores(scores: Attribution) -> dict[str, Any]:
+    """What provenance says of a prior or an offset: how it came to be, and a hash of its scores."""
+    made = scores.provenance.get("estimator", {})
+    digest = hashlib.sha256(np.ascontiguousarray(scores.weights).tobytes()).hexdigest()
     return {"name": str(made.get("name", "unknown")), "sha256": digest}
 
 
@@ -100,10 +100,10 @@ def solve_with_prior(
     return best
 
 
-def check_prior(prior: Attribution, n_train: int, n_targets: int) -> None:
-    """Raise RequestError when a prior is not of the same examples and targets."""
-    if prior.weights.shape != (n_train, n_targets):
+def check_scores(scores: Attribution, n_train: int, n_targets: int, name: str = "prior") -> None:
+    """Raise RequestError when a prior, or what `name` says, is not of the same examples and targets."""
+    if scores.weights.shape != (n_train, n_targets):
         raise RequestError(
-            f"the prior scores {prior.n_train} training examples for {prior.n_targets} targets; the outputs are of {n_train} "
-            f"and {n_targets}: score the same ones, or take some with prior[targets]"
+            f"the {name} scores {scores.n_train} training examples for {scores.n_targets} targets; the outputs are of {n_train} "
+            f"and {n_targets}: score the same ones, or take some with {name}[targets]"
         )
