@@ -234,11 +234,11 @@ def measure(case: str, way: str, batch: int, count: int, threads: int) -> None:
     print(json.dumps({"seconds": wall / n, "cpu": cpu / n, "peak": peak, "parameters": size}))
 
 
-def speed(batch: int, threads: int, only: list[str]) -> None:
+def speed(batch: int, threads: int, only: list[str], cases: list[str]) -> None:
     print(f"projection {DIM}, batch {batch}, {threads} threads")
     print("| model | parameters | way | ms per example | CPU ms | against ours | peak GiB |")
     print("|---|---|---|---|---|---|---|")
-    for case in CASES:
+    for case in cases or CASES:
         own = None
         for way, (_, needs) in WAYS.items():
             if only and way not in only:
@@ -306,6 +306,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=[], choices=list(WAYS))
+    parser.add_argument("--cases", nargs="*", default=[], choices=list(CASES))
     parser.add_argument("--checkpoints", type=int, default=20)
     parser.add_argument("--models", type=int, default=200)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
@@ -315,7 +316,7 @@ def main() -> None:
         measure(case, way, int(batch), int(count), int(threads))
         return
     if given.part in (None, "speed"):
-        speed(given.batch, given.threads, given.ways)
+        speed(given.batch, given.threads, given.ways, given.cases)
     if given.part in (None, "lds"):
         lds(given.checkpoints, given.models)
 

@@ -9,25 +9,22 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
-from datamodels.datasets import Split
 from datamodels.errors import DatamodelsError
 from datamodels.experiment import Part
 from datamodels.files import replacing
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
 from datamodels.store import Store
-from datamodels.training.ensemble import TrainRecipe, train_models
+from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
-from datamodels.training.streams import Streams
 
 if TYPE_CHECKING:
     from datamodels.trak import TRAK
@@ -40,8 +37,7 @@ RESNET = Recipe(
 )  # fmt: skip
 WIDTHS = (64, 128, 256, 512)  # of ResNet-18
 FEWEST = 48
-_TOGETHER = 4  # checkpoints that are trained side by side
-_UNPROJECTED = 4096  # parameters; the gradients of larger networks are projected
+_SEED = 1000  # of the networks whose gradients are taken
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,8 @@ def fitted(path: Path, store: Store, estimator: Estimator, rows: int | None = No
     rows = store.n_models if rows is None else rows
     if path.exists():
         there = Attribution.load(path)
-        (source,) = there.provenance["sources"]
-        same = source["identity"] == store.identity and len(source["rows"]) == rows
-        if same and there.provenance["estimator"] == estimator.describe():
+        used = {source["identity"]: len(source["rows"]) for source in there.provenance["sources"]}
+        if used == {store.identity: rows} and there.provenance["estimator"] == estimator.describe():
             return there
     found = fit(store, estimator, rows=slice(0, rows), progress=False, **how)
     found.save(path)
@@ -117,67 +112,54 @@ def fitted(path: Path, store: Store, estimator: Estimator, rows: int | None = No
 # -- TRAK ---------------------------------------------------------------------------------------------
 
 
-def checkpoints(folder: Path, task: TrainRecipe, count: int, seed: int = 1000) -> tuple[list[Path], float]:
+def checkpoints(folder: Path, task: TrainRecipe, count: int) -> tuple[list[Path], float]:
     """Files of networks that are each trained on their own half of the training set, and CPU seconds per network."""
+    from datamodels.trak import train_checkpoints
+
+    found = train_checkpoints(folder, task, count, seed=_SEED)
+    return found.files, found.seconds
+
+
+def along_one_run(folder: Path, task: TrainRecipe, count: int = 5) -> tuple[list[Path], list[float], float]:
+    """Files of one network's states at the middles of `count` equal parts of its training on all examples, the learning rates
+    there, and the CPU seconds of the whole run."""
     import torch
 
+    from datamodels.training.ensemble import train_models
     from datamodels.training.modules import state_dicts
+    from datamodels.training.streams import Streams
 
-    data, files = task.data, [folder / f"{task.fingerprint}_{k:03d}.pt" for k in range(count)]
-    missing = [k for k in range(count) if not files[k].exists()]
-    if missing:  # compiled code is made ready outside of the measurement
-        _networks(task.recipe.with_parameters({"steps": 1}), task, missing[:1], seed)
-    for start in range(0, len(missing), _TOGETHER):
-        chosen = missing[start : start + _TOGETHER]
+    data, recipe = task.data, task.recipe
+    steps = recipe.total_steps(len(data.train))
+    stops = [round((k + 0.5) * steps / count) for k in range(count)]
+    files, note = [folder / f"{task.fingerprint}_{stop}.pt" for stop in stops], folder / "seconds.json"
+
+    def trained(stop: int) -> Any:
+        streams = Streams.seeded(np.ones(len(data.train), dtype=np.bool_), _SEED)
+        return train_models(recipe, data.train.x, data.train.y, [streams], n_classes=data.n_classes, stop=stop)
+
+    for stop, file in zip(stops, files, strict=True):
+        if not file.exists():
+            (state,) = state_dicts(trained(stop), recipe, data.train.x.shape[1:], data.n_classes)
+            with replacing(file) as temporary:
+                torch.save(state, temporary)
+    if not note.exists():
         began = time.process_time()
-        models = _networks(task.recipe, task, chosen, seed)
-        seconds = (time.process_time() - began) / len(chosen)
-        states = state_dicts(models, task.recipe, data.train.x.shape[1:], data.n_classes)
-        for k, state in zip(chosen, states, strict=True):
-            with replacing(files[k]) as temporary:
-                torch.save({"state_dict": state, "seconds": seconds}, temporary)
-    spent = [torch.load(file, weights_only=True)["seconds"] for file in files]
-    return files, float(np.mean(spent))
-
-
-def _networks(recipe: Recipe, task: TrainRecipe, rows: Sequence[int], seed: int) -> Any:
-    train = task.data.train
-    streams = []
-    for row in rows:
-        half = np.random.default_rng([seed, row]).permutation(len(train)) < len(train) // 2
-        streams.append(Streams.seeded(half, seed, row))
-    return train_models(recipe, train.x, train.y, streams, n_classes=task.data.n_classes)
+        trained(steps)
+        note.write_text(json.dumps(time.process_time() - began))
+    rates = recipe.rates(steps)
+    return files, [float(rates[stop - 1]) for stop in stops], float(json.loads(note.read_text()))
 
 
 def trak_of(folder: Path, task: TrainRecipe, files: Sequence[Path]) -> tuple[TRAK, float]:
     """TRAK with the features of all training examples, and the CPU seconds that they took."""
-    from datamodels.training.modules import module_of
-    from datamodels.trak import TRAK
+    from datamodels import trak
 
-    data, note = task.data, folder / "seconds.json"
-    module = module_of(task.recipe, data.train.x.shape[1:], data.n_classes)
-    small = sum(value.numel() for value in module.parameters()) <= _UNPROJECTED
-    trak = TRAK(module, projection="none" if small else "sjlt", out=folder)
-    began = time.process_time()
-    trak.featurize(batches(data.train), list(files))
+    note, began = folder / "seconds.json", time.process_time()
+    found = trak.trak_of(task, folder, files)
     if not note.exists():
         note.write_text(json.dumps(time.process_time() - began))
-    return trak, float(json.loads(note.read_text()))
-
-
-def trak_scores(trak: TRAK, targets: Split, positions: NDArray[np.int64] | None = None) -> Attribution:
-    """Scores for test examples, which are outputs number `positions` of a store; no row of any store is used."""
-    found = trak.score(batches(targets))
-    facts = {"target": np.arange(len(targets)) if positions is None else positions}
-    return replace(found, target_facts=facts, provenance={**found.provenance, "sources": []})
-
-
-def batches(split: Split, size: int = 100) -> list[tuple[Any, Any]]:
-    """A split as batches of tensors."""
-    import torch
-
-    x, y = torch.from_numpy(split.x), torch.from_numpy(split.y)
-    return list(zip(x.split(size), y.split(size), strict=True))
+    return found, float(json.loads(note.read_text()))
 
 
 def resnet18(shape: tuple[int, ...], n_classes: int) -> Any:

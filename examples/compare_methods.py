@@ -1,7 +1,7 @@
 """Which attribution to believe? One page for all methods on one dataset, against what they cost.
 
-Datamodels (lasso, ridge, difference in means), TRAK from twenty checkpoints, the hybrid of the two, nearest neighbours and random
-scores are judged three ways: LDS on models that none has seen, by the number of models that a datamodel was fitted to; how well
+Datamodels (lasso, ridge, difference in means), TRAK from twenty checkpoints, two hybrids of lasso and TRAK (as penalty factors, and as
+offset too), products of gradients, TracIn along one training run, nearest neighbours and random scores are judged three ways: LDS on models that none has seen, by the number of models that a datamodel was fitted to; how well
 they find 10 % planted wrong labels; and test accuracy after the examples that they find harmful are removed. Costs are
 CPU seconds of training and of gradients; a regression takes seconds.
 
@@ -18,13 +18,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import (
     PERCEPTRON,
     TINY,
     Setting,
+    along_one_run,
     checkpoints,
     fitted,
     options,
@@ -33,7 +34,6 @@ from common import (
     run,
     table,
     trak_of,
-    trak_scores,
 )  # fmt: skip
 from matplotlib.figure import Figure
 
@@ -49,6 +49,9 @@ from datamodels.store import Store
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
 
+if TYPE_CHECKING:
+    from datamodels.trak import TRAK
+
 ALPHA, CHECKPOINTS, NOISE = 0.5, 20, 0.1
 MODELS, QUICK_MODELS, NOISY_MODELS = (250, 500, 1000, 2000, 3500), (60, 120), 1000
 SHARES = (0.05, 0.1, 0.2, 0.3)
@@ -58,6 +61,8 @@ SETTINGS = {
 }
 QUICK = Setting("digits[300,100]", TINY, 160)
 FREE = ("nearest neighbours", RANDOM)
+HYBRIDS = ("hybrid", "hybrid with offset")
+GRADIENTS = ("TRAK", "gradient dot product", "gradient cosine")
 TITLE = "Which attribution to believe?"
 
 
@@ -75,20 +80,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     draw(given.out / "chart.png", results)
     costs = results["costs"]
     said = (
-        f"A network costs {costs['model']:.3f} CPU seconds, TRAK's {given.checkpoints} checkpoints and their gradients "
-        f"{costs['trak']:.0f}. Differences of LDS are to lasso with as many models, with paired bootstrap intervals."
+        f"A network costs {costs['model']:.3f} CPU seconds, {given.checkpoints} checkpoints and their gradients "
+        f"{costs['trak']:.1f}, TracIn {costs['tracin']:.1f}. Differences of LDS are to lasso with as many models, with paired "
+        "bootstrap intervals."
     )
     result = page(
         given.out / "index.html", TITLE,
         [given.command, said, given.out / "chart.png", by_size, results["lds"], results["mislabels"], results["removal"]],
     )  # fmt: skip
-    print("\n\n".join(table(rows) for rows in (by_size, results["mislabels"], results["removal"])))
+    largest = [row for row in results["lds"] if row["models"] == sizes[-1]]
+    print("\n\n".join(table(rows) for rows in (by_size, largest, results["mislabels"], results["removal"])))
     print(f"{said}\npage: {result}")
     return results
 
 
 def predictions(given: Any) -> dict[str, Any]:
     """LDS of all methods on unseen models, by models that were fitted."""
+    from datamodels.trak import score_split
+
     task, out = given.task, given.out
     store, judges = (
         fill(out / part.name, part, jobs=given.jobs)[0] for part in parts("half", task, ALPHA, given.models)
@@ -96,16 +105,17 @@ def predictions(given: Any) -> dict[str, Any]:
     given.checkpoints = 5 if given.quick else CHECKPOINTS
     files, per_model = checkpoints(out / "checkpoints", task, given.checkpoints)
     trak, gradients = trak_of(out / "trak", task, files)
-    prior = trak_scores(trak, task.data.test)
-    fixed = {"TRAK": prior, **free(task.data)}
-    costs = {"model": per_model, "trak": given.checkpoints * per_model + gradients}
+    tracin, spent = tracin_of(out, task)
+    prior = score_split(trak, task.data.test)
+    fixed = {"TRAK": prior, **products(trak, tracin, task.data), **free(task.data)}
+    costs = {"model": per_model, "trak": given.checkpoints * per_model + gradients, "tracin": spent}
     rows = []
     for size in [size for size in (QUICK_MODELS if given.quick else MODELS) if size <= store.n_models]:
         methods = datamodels_of(out / f"fits_{size}", store, prior, size)
         for row in compare_lds({**methods, **fixed}, judges, reference="lasso").table():
             name = row["method"]
-            seconds = 0.0 if name in FREE else size * per_model * (name in methods)
-            seconds += costs["trak"] * (name in ("TRAK", "hybrid"))
+            seconds = size * per_model * (name in methods) + costs["trak"] * (name in (*GRADIENTS, *HYBRIDS))
+            seconds += costs["tracin"] * (name == "TracIn")
             rows.append({"method": name, "models": size, "cpu seconds": seconds, **row})
     return {"lds": rows, "costs": costs}
 
@@ -115,6 +125,8 @@ def wrong_labels(given: Any) -> dict[str, Any]:
 
     Half of the test split, with right labels, are the targets; the other half is what accuracies are of.
     """
+    from datamodels.trak import score_split
+
     out, data, recipe = given.out / "wrong_labels", given.task.data, given.setting.recipe
     labels, wrong = plant_label_noise(data.train.y, NOISE, seed=0, n_classes=data.n_classes)
     choice, report = np.arange(0, len(data.test), 2), np.arange(1, len(data.test), 2)
@@ -126,11 +138,14 @@ def wrong_labels(given: Any) -> dict[str, Any]:
     store, _ = fill(out / "half", Part("half", task, ALPHA, models, seed=7), jobs=given.jobs)
     files, _ = checkpoints(out / "checkpoints", task, given.checkpoints)
     trak, _ = trak_of(out / "trak", task, files)
-    prior = trak_scores(trak, noisy.test)
-    methods = {**datamodels_of(out / "fits", store, prior, models), "TRAK": prior, **free(noisy)}
+    prior = score_split(trak, noisy.test)
+    tracin, _ = tracin_of(out, task)
+    own = {**products(trak, tracin, noisy), **free(noisy)}
+    methods = {**datamodels_of(out / "fits", store, prior, models), "TRAK": prior, **own}
     suspicion = {name: mislabel_scores(one, "influence") for name, one in methods.items()}
     memory = fitted(out / "fits" / "memory.h5ad", store, DifferenceInMeans(), outputs_key="train_margins")
     suspicion["TRAK, on itself"] = trak.self_influence()
+    suspicion["TracIn, on itself"] = tracin[0].self_influence("dot", learning_rates=tracin[1])
     suspicion["memorisation"] = mislabel_scores(memory, "self_influence")
     suspicion["margin when not seen"] = mislabel_scores(store, "out_of_mask")
     rows = []
@@ -149,9 +164,28 @@ def wrong_labels(given: Any) -> dict[str, Any]:
 def datamodels_of(folder: Path, store: Store, prior: Attribution, models: int) -> dict[str, Attribution]:
     """The datamodels of the first models of a store."""
     estimators = {
-        "lasso": Lasso(), "ridge": Ridge(), "difference in means": DifferenceInMeans(), "hybrid": Lasso(prior=prior),
+        "lasso": Lasso(), "ridge": Ridge(), "difference in means": DifferenceInMeans(),
+        HYBRIDS[0]: Lasso(prior=prior), HYBRIDS[1]: Lasso(prior=prior, offset=prior),
     }  # fmt: skip
     return {name: fitted(folder / f"{name}.h5ad", store, how, models) for name, how in estimators.items()}
+
+
+def tracin_of(out: Path, task: TrainRecipe) -> tuple[tuple[TRAK, list[float]], float]:
+    """Gradients along one training run with the learning rates there, and the CPU seconds of both."""
+    files, rates, training = along_one_run(out / "run", task)
+    trak, gradients = trak_of(out / "run" / "trak", task, files)
+    return (trak, rates), training + gradients
+
+
+def products(trak: TRAK, tracin: tuple[TRAK, list[float]], data: Dataset) -> dict[str, Attribution]:
+    """Products of gradients, from the checkpoints of TRAK and from those along one run."""
+    from datamodels.trak import score_split
+
+    return {
+        GRADIENTS[1]: score_split(trak, data.test, kind="dot"),
+        GRADIENTS[2]: score_split(trak, data.test, kind="cosine"),
+        "TracIn": score_split(tracin[0], data.test, kind="dot", learning_rates=tracin[1]),
+    }
 
 
 def free(data: Dataset) -> dict[str, Attribution]:
@@ -162,17 +196,20 @@ def free(data: Dataset) -> dict[str, Attribution]:
 
 def draw(path: Path, results: Mapping[str, Any]) -> None:
     """LDS against cost, AUC of wrong labels, and removal curves."""
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(17, 5.2), layout="constrained")
     costs, found, removed = figure.subplots(1, 3)
-    names = dict.fromkeys(row["method"] for row in results["lds"] if row["method"] not in FREE)
-    for name in names:
+    for name in dict.fromkeys(row["method"] for row in results["lds"]):
         rows = sorted((row for row in results["lds"] if row["method"] == name), key=lambda row: row["models"])
-        rows = rows[-1:] if name == "TRAK" else rows
-        x, y = [row["cpu seconds"] for row in rows], np.array([row["lds"] for row in rows])
+        y = np.array([row["lds"] for row in rows])
+        if name in FREE:
+            costs.axhline(y[-1], color="grey", linestyle="--" if name == RANDOM else ":", label=name)
+            continue
+        rows = rows[-1:] if rows[0]["cpu seconds"] == rows[-1]["cpu seconds"] else rows
+        x, y = [row["cpu seconds"] for row in rows], y[-len(rows) :]
         error = [y - [row["lds_low"] for row in rows], [row["lds_high"] for row in rows] - y]
-        costs.errorbar(x, y, error, marker="o", capsize=2, label=name)
+        costs.errorbar(x, y, error, marker="o" if len(rows) > 1 else "D", capsize=2, label=name)
     costs.set(xscale="log", xlabel="CPU seconds of training and gradients", ylabel="LDS on unseen models")
-    costs.legend(frameon=False)
+    costs.legend(frameon=False, fontsize=8)
     rows = results["mislabels"][::-1]
     auc = np.array([row["auc"] for row in rows])
     error = np.abs([[row["auc_low"], row["auc_high"]] for row in rows] - auc[:, None]).T
@@ -181,9 +218,13 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
     for name in dict.fromkeys(row["method"] for row in results["removal"]):
         rows = [row for row in results["removal"] if row["method"] == name]
         x, y = [0, *(row["share"] for row in rows)], [results["base"], *(row["accuracy"] for row in rows)]
-        removed.plot(x, y, "k--" if name == RANDOM else "o-", label=name)
+        error = np.abs(
+            np.array([[results["base"]] * 2, *([row["accuracy_low"], row["accuracy_high"]] for row in rows)]).T - y
+        )
+        style = {"color": "black", "linestyle": "--"} if name == RANDOM else {"marker": "o", "markersize": 3}
+        removed.errorbar(x, y, error, capsize=2, label=name, linewidth=1, elinewidth=0.6, **style)
     removed.set(xlabel="share removed, most harmful first", ylabel="test accuracy")
-    removed.legend(frameon=False, fontsize=8)
+    removed.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=130)
 
 

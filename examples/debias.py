@@ -34,7 +34,6 @@ from common import (
     run,
     table,
     trak_of,
-    trak_scores,
 )  # fmt: skip
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -63,6 +62,8 @@ NAMES = {
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, attribute, remove, train again, draw. Returns ``methods`` and ``removed``, lists of rows."""
+    from datamodels.trak import score_split
+
     given = options(__doc__, "debias", SETTINGS, QUICK, argv)
     data = adult() if given.setting.dataset == "adult" else shortcut(given.setting.dataset, given.quick)
     task, out = TrainRecipe(given.setting.recipe, data), given.out
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     trak, _ = trak_of(out / "trak", task, files)
     attributions = {
         "ridge": fitted(out / "ridge.h5ad", store, Ridge(), targets=choice),
-        "TRAK": trak_scores(trak, data.test.take(choice), choice),
+        "TRAK": score_split(trak, data.test.take(choice), choice),
     }
     found = {
         name: debias(
@@ -168,7 +169,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(8, 0.45 * len(rows) + 1), layout="constrained")
     axes = figure.add_subplot()
     worst = np.array([row["worst"] for row in rows])
-    error = np.abs([[row["worst_low"], row["worst_high"]] for row in rows] - worst[:, None]).T
+    ends = np.clip([[row["worst_low"], row["worst_high"]] for row in rows], 0, 1)
+    error = np.abs(ends - worst[:, None]).T
     axes.barh([row["method"] for row in rows], worst, xerr=error, color="lightsteelblue", label="worst group")
     axes.plot([row["accuracy"] for row in rows], range(len(rows)), "ko", label="all examples")
     axes.set(xlim=(0, 1), xlabel="accuracy on the report split")

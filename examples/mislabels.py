@@ -36,7 +36,6 @@ from common import (
     run,
     table,
     trak_of,
-    trak_scores,
 )  # fmt: skip
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -157,6 +156,8 @@ def efficientnet(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def scores(given: Any, task: TrainRecipe) -> dict[str, NDArray[np.float64]]:
     """How suspicious each training image is, by method."""
+    from datamodels.trak import score_split
+
     out, every = given.out, np.arange(task.n_train)
     store, _ = fill(out / "half", Part("half", task, ALPHA, given.models), jobs=given.jobs)
     files, _ = checkpoints(out / "checkpoints", task, 3 if given.quick else CHECKPOINTS)
@@ -164,7 +165,7 @@ def scores(given: Any, task: TrainRecipe) -> dict[str, NDArray[np.float64]]:
     own = {"outputs_key": "train_margins"}
     memory = fitted(out / "fits" / "memory.h5ad", store, DifferenceInMeans(), **own)
     ridge = fitted(out / "fits" / "ridge.h5ad", store, Ridge(), targets_are_train=False, **own)
-    hybrid = fitted(out / "fits" / "hybrid.h5ad", store, Lasso(prior=trak_scores(trak, task.data.test)))
+    hybrid = fitted(out / "fits" / "hybrid.h5ad", store, Lasso(prior=score_split(trak, task.data.test)))
     return {
         "margin when not seen": mislabel_scores(store, "out_of_mask"),
         "TRAK, on itself": trak.self_influence(),
@@ -192,13 +193,21 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = results["found"][::-1]
-    left.barh([row["method"] for row in rows], [row["auc"] for row in rows], color="lightsteelblue", label="AUC")
+    auc = np.array([row["auc"] for row in rows])
+    error = np.abs(np.array([[row["auc_low"], row["auc_high"]] for row in rows]).reshape(-1, 2) - auc[:, None]).T
+    left.barh([row["method"] for row in rows], auc, xerr=error, color="lightsteelblue", label="AUC")
     left.plot([row["precision"] for row in rows], range(len(rows)), "ko", label="precision")
     left.legend(frameon=False)
     for name in dict.fromkeys(row["method"] for row in results["removal"]):
         rows = [row for row in results["removal"] if row["method"] == name]
-        y = [results["base"]["value"], *(row["accuracy"] for row in rows)]
-        right.plot([0, *(row["share"] for row in rows)], y, "k--" if name == "random" else "o-", label=name)
+        y = [row["accuracy"] for row in rows]
+        error = [
+            [row["accuracy"] - row["accuracy_low"] for row in rows],
+            [row["accuracy_high"] - row["accuracy"] for row in rows],
+        ]
+        style = {"color": "black", "linestyle": "--"} if name == "random" else {"marker": "o"}
+        right.errorbar([row["share"] for row in rows], y, error, capsize=2, label=name, **style)
+    right.axhline(results["base"]["value"], color="grey", linestyle=":", label="nothing removed")
     right.set(xlabel="share removed, most suspicious first", ylabel="test accuracy")
     right.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -40,7 +40,8 @@ def check_files(out: Path, results: dict[str, Any], pictures: int) -> None:
 def test_methods_are_compared(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--quick", "--jobs", "1", "--out", str(tmp_path)]
     results = example.main(options)
-    names = {"lasso", "ridge", "difference in means", "hybrid", "TRAK", "nearest neighbours", "random"}
+    names = {"lasso", "ridge", "difference in means", "hybrid", "hybrid with offset", "TRAK", "gradient dot product"}
+    names |= {"gradient cosine", "TracIn", "nearest neighbours", "random"}
     rows = {(row["method"], row["models"]): row for row in results["lds"]}
     assert set(rows) == {(name, size) for name in names for size in example.QUICK_MODELS}
     assert all(row["lds_low"] < row["lds"] < row["lds_high"] for row in rows.values())
@@ -51,12 +52,12 @@ def test_methods_are_compared(example: ModuleType, tmp_path: Path, capsys: pytes
     assert rows["hybrid", 60]["cpu seconds"] == 60 * costs["model"] + costs["trak"] > rows["TRAK", 60]["cpu seconds"]
     assert rows["random", 60]["cpu seconds"] == 0
     found = by(results["mislabels"])
-    assert set(found) == names | {"TRAK, on itself", "memorisation", "margin when not seen"}
+    assert set(found) == names | {"TRAK, on itself", "TracIn, on itself", "memorisation", "margin when not seen"}
     assert min(found[name]["auc"] for name in ("margin when not seen", "TRAK, on itself")) > 0.8
     assert {row["method"] for row in results["removal"]} == set(found)  # removal of random examples is the baseline
     check_files(tmp_path, results, 1)
     files = {path: path.stat().st_mtime_ns for kind in ("h5ad", "pt") for path in tmp_path.rglob(f"*.{kind}")}
-    assert len(files) == 5 + 5 + 2 * 4 + 4 + 1  # checkpoints, and datamodels at two sizes and of wrong labels
+    assert len(files) == 2 * (5 + 5) + 3 * 5 + 1  # checkpoints, and datamodels at two sizes and of wrong labels
     assert example.main(options) == results
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert "| margin when not seen |" in capsys.readouterr().out
