@@ -29,7 +29,10 @@ def init(
     seed: Seed = 0,
     replicates: Annotated[int, typer.Option(help="Runs of the same subset.")] = 1,
     groups: Annotated[
-        Path | None, typer.Option(help="Group of each training example, .npy or one per line (grouped).")
+        Path | None,
+        typer.Option(
+            help="Group of each training example, .npy or one per line (grouped); those of a recipe's dataset by default."
+        ),
     ] = None,
     strata: Annotated[Path | None, typer.Option(help="Stratum of each training example (stratified).")] = None,
     masks: Annotated[Path | None, typer.Option(help="Masks to use, .npy bool (n_masks, n_train) (explicit).")] = None,
@@ -48,6 +51,8 @@ def init(
 
     Example: datamodels init runs/a --recipe recipe.yaml --models 1000 --alpha 0.5
 
+    Example: datamodels init runs/a --recipe donors.yaml --models 1000 --alpha 0.5 --kind grouped
+
     Example: datamodels init runs/a --spec spec.json --alpha 0.5 --n-train 1300 --seed 1
     """
     from datamodels.spec import Spec
@@ -58,6 +63,7 @@ def init(
     make_importable(Path.cwd())
 
     classes = None if labels is None else read_labels(labels)
+    own: Any = None  # groups of the dataset
     if recipe is not None:
         from datamodels.training.ensemble import TrainRecipe
 
@@ -69,13 +75,15 @@ def init(
         parsed = Spec.model_validate({"num_models": models, "schema": task.schema})
         n_train = task.n_train
         classes = task.data.train.y if classes is None else classes
+        own = task.data.train.groups
     elif spec is None or models is not None:
         raise RequestError("give --spec, a JSON file with num_models and schema; or --recipe and --models")
     else:
         parsed = Spec.read(spec)
+    grouping = read_labels(groups) if groups is not None else own if kind == "grouped" else None
     design = None
     if masks is not None or n_train is not None or alpha is not None:
-        design = _design(parsed.num_models, alpha, n_train, kind, seed, replicates, groups, strata, masks)
+        design = _design(parsed.num_models, alpha, n_train, kind, seed, replicates, grouping, strata, masks)
     elif kind != "fixed_size" or groups or strata or seed or replicates != 1:
         raise RequestError("a design needs --n-train (and --alpha for most kinds)")
     settings = None if sweep is None else Sweep.read(sweep)
@@ -90,6 +98,8 @@ def init(
         labels=classes,
     )
     text = f"made a store of {made.n_models} models at {store}" + _settings(made.sweep)
+    if own is not None and kind == "fixed_size" and masks is None:
+        text += "; its subsets part the samples of a group, which --kind grouped keeps together"
     emit({"store": str(store), "models": made.n_models, "keys": made.keys}, text, as_json)
 
 
@@ -101,7 +111,7 @@ def _settings(sweep: Sweep | None) -> str:
 
 def _design(
     n_models: int, alpha: float | None, n_train: int | None, kind: str, seed: int, replicates: int,
-    groups: Path | None, strata: Path | None, masks: Path | None,
+    groups: Any, strata: Path | None, masks: Path | None,
 ) -> Design:  # fmt: skip
     from datamodels.design import Design
 
@@ -125,7 +135,7 @@ def _design(
         seed=seed,
         kind=kind,  # type: ignore[arg-type]
         replicates=replicates,
-        groups=None if groups is None else read_labels(groups),
+        groups=groups,
         strata=None if strata is None else read_labels(strata),
     )
 

@@ -1,12 +1,15 @@
-"""Datasets as one small type: what comes with packages, what lies in standard folders, and arrays."""
+"""Datasets as one small type: what comes with packages, what lies in standard folders, files of samples, and arrays."""
 
 from datamodels.datasets.arrays import from_arrays, from_hf
 from datamodels.datasets.base import Dataset, Split
+from datamodels.datasets.cells import from_anndata
 from datamodels.datasets.cifar import cifar10
 from datamodels.datasets.digits import digit_pictures, digits
 from datamodels.datasets.folders import image_folder
+from datamodels.datasets.genotypes import from_plink
 from datamodels.datasets.mnist import fashion_mnist, mnist, mnist_5k, read_idx
-from datamodels.datasets.registry import load, names, register
+from datamodels.datasets.registry import is_file, load, name_of, names, register
+from datamodels.datasets.tables import from_table
 
 _LARGE = {"0 to 4": range(5), "5 to 9": range(5, 10)}
 _TOPS = {
@@ -36,12 +39,17 @@ __all__ = [
     "digit_pictures",
     "digits",
     "fashion_mnist",
+    "from_anndata",
     "from_arrays",
     "from_hf",
+    "from_plink",
+    "from_table",
     "image_folder",
+    "is_file",
     "load",
     "mnist",
     "mnist_5k",
+    "name_of",
     "names",
     "read_idx",
     "register",

@@ -17,8 +17,8 @@ def from_arrays(
     name: str,
     x_train: ArrayLike,
     y_train: ArrayLike,
-    x_test: ArrayLike,
-    y_test: ArrayLike,
+    x_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
     *,
     hidden_train: ArrayLike | None = None,
@@ -34,7 +34,7 @@ def from_arrays(
     x_train, x_test
         Features (k, ...). uint8 is read as pixels and divided by 255; uint8 of shape (k, height, width) or
         (k, height, width, 1 or 3) become pictures, x (k, channels, height, width). Other numbers are kept
-        as they are, in float32.
+        as they are, in float32. Without x_test and y_test the test split is empty, see `Dataset`.
     y_train, y_test
         Labels (k,): strings, numbers, truth values. Codes follow their sorted order.
     class_names
@@ -50,18 +50,23 @@ def from_arrays(
     RequestError
         when a feature is NaN or infinite, a label is missing, or only the test split has it.
     """
-    train, test = _features("x_train", x_train), _features("x_test", x_test)
-    y, labels = _codes("y", _labels("y_train", y_train), _labels("y_test", y_test), class_names)
+    if (x_test is None) != (y_test is None):
+        raise RequestError("x_test and y_test go together; give both or neither")
+    train = feature_array("x_train", x_train)
+    test = feature_array("x_test", x_test) if x_test is not None else (train[0][:0], None)
+    given = labels_of("y_train", y_train)
+    y, labels = codes("y", given, given[:0] if y_test is None else labels_of("y_test", y_test), class_names)
     unseen = sorted(set(y[1].tolist()) - set(y[0].tolist()))
     if unseen:
         raise RequestError(f"y_test has the label {labels[unseen[0]]!r}, which y_train lacks; drop these examples")
     hidden: list[Any] = [None, None]
     hidden_names = None
-    if (hidden_train is None) != (hidden_test is None):
+    if (hidden_test is not None) != (hidden_train is not None and y_test is not None):
         raise RequestError("hidden_train and hidden_test go together; give both or neither")
-    if hidden_train is not None and hidden_test is not None:
-        given = (_labels("hidden_train", hidden_train), _labels("hidden_test", hidden_test))
-        hidden, hidden_names = _codes("hidden", *given, None)
+    if hidden_train is not None:
+        given = labels_of("hidden_train", hidden_train)
+        others = given[:0] if hidden_test is None else labels_of("hidden_test", hidden_test)
+        hidden, hidden_names = codes("hidden", given, others, None)
     return Dataset(
         name,
         Split(train[0], y[0], hidden[0], train[1]),
@@ -144,7 +149,7 @@ def from_hf(
     )
 
 
-def _features(name: str, values: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+def feature_array(name: str, values: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """x, and the pictures that it is made of."""
     try:
         array = np.asarray(values)
@@ -168,7 +173,7 @@ def _features(name: str, values: ArrayLike) -> tuple[NDArray[np.float32], NDArra
     return x, None
 
 
-def _labels(name: str, values: ArrayLike) -> NDArray[Any]:
+def labels_of(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if array.ndim != 1:
         raise RequestError(f"{name} must be one label per example, (k,); got shape {array.shape}")
@@ -180,7 +185,7 @@ def _labels(name: str, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _codes(
+def codes(
     name: str, train: NDArray[Any], test: NDArray[Any], names: Sequence[str] | None
 ) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
     """Codes of both splits, and the names of the codes."""

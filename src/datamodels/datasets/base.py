@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -28,6 +29,15 @@ class Split:
         (k,) labels that models never see, or None.
     images
         (k, height, width) or (k, height, width, 3) uint8 pictures to show, or None.
+    ids
+        (k,) names of the samples, text, or None.
+    groups
+        (k,) donor, family or batch of each sample, integers or text, or None. ``Design(kind="grouped", groups=...)`` takes
+        them as they are: samples of one group are then in or out together, so the models that did not see a sample did not
+        see its group. The masks of a group's samples are the same column: what the data say is the sum of their weights, the
+        effect of the whole group in or out. Ridge gives each sample an equal share of it; a lasso may give all to one.
+    obs
+        Further facts of the samples that no model sees (library size, batch): name -> (k,) numbers, truth values or text.
 
     Raises
     ------
@@ -39,6 +49,9 @@ class Split:
     y: NDArray[np.int64]
     hidden: NDArray[Any] | None = None
     images: NDArray[np.uint8] | None = None
+    ids: NDArray[np.str_] | None = None
+    groups: NDArray[Any] | None = None
+    obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_array("x", self.x, np.float32)
@@ -55,7 +68,17 @@ class Split:
                 )
         if self.hidden is not None and (not isinstance(self.hidden, np.ndarray) or self.hidden.ndim != 1):
             raise RequestError(f"hidden must be an array (k,); got {np.shape(self.hidden)}")
-        for name, values in (("x", self.x), ("hidden", self.hidden), ("images", self.images)):
+        columns = {"ids": (self.ids, "U"), "groups": (self.groups, "biuU")}
+        columns |= {f"obs[{name!r}]": (values, "biufU") for name, values in self.obs.items()}
+        for name, (column, kinds) in columns.items():
+            if column is None:
+                continue
+            if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in kinds:
+                given = column.dtype if isinstance(column, np.ndarray) else type(column).__name__
+                legal = "text" if kinds == "U" else "integers or text" if kinds == "biuU" else "numbers or text"
+                raise RequestError(f"{name} must be an array (k,) of {legal}; got {given} {np.shape(column)}")
+        given_columns = [(name, column) for name, (column, _) in columns.items()]
+        for name, values in [("x", self.x), ("hidden", self.hidden), ("images", self.images), *given_columns]:
             if values is not None and len(values) != len(self.y):
                 raise RequestError(f"{name} has {len(values)} examples, y has {len(self.y)}; they must agree")
 
@@ -67,6 +90,11 @@ class Split:
         """The features as rows, (k, features)."""
         return self.x.reshape(len(self), math.prod(self.x.shape[1:]))
 
+    @functools.cached_property
+    def has_missing(self) -> bool:
+        """Whether a feature is NaN, for `datamodels.training.preparation.Preparation` to impute."""
+        return bool(np.isnan(self.x).any())
+
     def take(self, indices: ArrayLike) -> Split:
         """The examples at positions `indices`, (r,), in that order; copies."""
         chosen = np.asarray(indices)
@@ -77,11 +105,12 @@ class Split:
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
         if len(outside):
             raise RequestError(f"index {outside[0]} is outside of the split's examples 0..{len(self) - 1}")
+        optional = {name: getattr(self, name) for name in ("hidden", "images", "ids", "groups")}
         return Split(
             self.x[chosen],
             self.y[chosen],
-            None if self.hidden is None else self.hidden[chosen],
-            None if self.images is None else self.images[chosen],
+            **{name: None if values is None else values[chosen] for name, values in optional.items()},
+            obs={name: values[chosen] for name, values in self.obs.items()},
         )
 
 
@@ -94,13 +123,16 @@ class Dataset:
     name
         What `load` finds it by, when it is registered.
     train, test
-        The examples; their features have the same shape.
+        The examples; their features have the same shape. `test` may be empty: then the targets are the training examples,
+        each judged by the models that did not see it (out of mask): ``TrainRecipe(..., splits=("train",))``.
     class_names
         Name of each class code.
     hidden_name
         What the hidden labels are ("digit", "cell type"), or None.
     hidden_names
         Name of each hidden code, or None.
+    feature_names
+        Name of each feature (genes, variants, columns), or None.
     """
 
     name: str
@@ -109,6 +141,7 @@ class Dataset:
     class_names: tuple[str, ...]
     hidden_name: str | None = None
     hidden_names: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
@@ -129,6 +162,10 @@ class Dataset:
                     raise RequestError("hidden_names name hidden codes; give both splits hidden labels of integers")
                 if len(split) and not 0 <= split.hidden.min() <= split.hidden.max() < len(self.hidden_names):
                     raise RequestError(f"hidden codes must lie in 0..{len(self.hidden_names) - 1}, as hidden_names do")
+        if self.feature_names is not None and len(self.feature_names) != math.prod(self.train.x.shape[1:]):
+            raise RequestError(
+                f"there are {len(self.feature_names)} feature_names for features of shape {self.train.x.shape[1:]}"
+            )
 
     @property
     def n_classes(self) -> int:
@@ -179,13 +216,14 @@ class Dataset:
             part = split if len(kept) == len(split) else split.take(kept)
             return replace(part, y=table[part.y], hidden=part.y)
 
-        return Dataset(
-            self.name if name is None else name,
-            relabel(self.train),
-            relabel(self.test),
-            order,
-            hidden_name,
-            self.class_names,
+        return replace(
+            self,
+            name=self.name if name is None else name,
+            train=relabel(self.train),
+            test=relabel(self.test),
+            class_names=order,
+            hidden_name=hidden_name,
+            hidden_names=self.class_names,
         )
 
     def _code(self, member: str | int) -> int:
@@ -224,9 +262,11 @@ class Dataset:
         parts = []
         for stream, (which, split, wanted) in enumerate((("train", self.train, n_train), ("test", self.test, n_test))):
             count = len(split) if wanted is None else wanted
-            if not 1 <= count <= len(split):
+            if not min(1, len(split)) <= count <= len(split):
                 raise RequestError(
                     f"n_{which} is {count}; {self.name} has {len(split)} {which} examples: give 1 to that"
+                    if len(split)
+                    else f"n_{which} is {count}; {self.name} has no {which} examples: give 0, or leave it out"
                 )
             if count == len(split):
                 parts.append(split)

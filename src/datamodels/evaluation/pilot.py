@@ -223,6 +223,8 @@ def pilot(
     jobs = usable_cpus() if jobs is None else jobs
     if jobs < 1:
         raise RequestError(f"jobs is {jobs}; give 1 or more")
+    if not len(task.data.test):
+        raise RequestError(f"{task.data.name} has no test examples, on which a pilot compares models: split some off")
     designs = _designs(task, named, alphas, masks, replicates, seed)
     models = masks * replicates
     settings: list[Setting] = []

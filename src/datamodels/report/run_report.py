@@ -51,18 +51,22 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         growth = _growth(attributions[name], folder / run.stores[item.store], folder / run.stores[item.test], progress)
     data = datasets.load(run.dataset) if run.dataset else None
     embedded = attributions[run.view.embedding]
-    names = _names(data, data.test) if data and data.test.hidden is not None else None
-    hidden = None if names is None else names[_targets(embedded)]
-    features = data.test.flat[_targets(embedded)] if data else None
+    of = {known: _side(attributions[known]) for known in (name, run.view.embedding)}
+    split = None if data is None else getattr(data, of[run.view.embedding])
+    hidden = features = shown = None
+    if data is not None and split is not None:
+        features = split.flat[_targets(embedded)]
+        if split.hidden is not None:
+            hidden = _names(data, split)[_targets(embedded)]
+            shown = _names(data, getattr(data, of[name]))[_targets(attributions[name])]
     groups = _groups(embedded, None if hidden is not None else _CLUSTERS, hidden, features)
-    shown = None if names is None else names[_targets(attributions[name])]
     page = Page(
         title=run.title,
         facts=_facts(folder, run, attributions),
         scores=scores,
         attribution=attributions[name],
         train=_examples(data, "train", np.arange(attributions[name].n_train)),
-        targets=_examples(data, "test", _targets(attributions[name])),
+        targets=_examples(data, of[name], _targets(attributions[name])),
         shown_targets=_choose(attributions[name].n_targets, shown),
         shown_name=name,
         curve=growth,
@@ -71,7 +75,7 @@ def report_run(folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
         groups_name=run.view.embedding,
         labels=hidden,
         labels_name=(data.hidden_name if data else None) or "label",
-        map_examples=_examples(data, "test", _targets(embedded)),
+        map_examples=_examples(data, of[run.view.embedding], _targets(embedded)),
         mean_outputs=_mean_outputs(
             Store.open(folder / run.stores[run.attributions[run.view.embedding].store]), embedded
         ),
@@ -131,6 +135,11 @@ def _write(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RequestError(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
+def _side(attribution: Attribution) -> Literal["train", "test"]:
+    """Which split the targets are of."""
+    return "test" if attribution.train_columns is None else "train"
 
 
 def _targets(attribution: Attribution) -> NDArray[np.int64]:

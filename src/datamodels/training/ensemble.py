@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -20,6 +20,7 @@ from datamodels.errors import RequestError
 from datamodels.files import read_yaml
 from datamodels.training.chain import CHAINS, Chain
 from datamodels.training.outputs import check_names, outputs_of_splits, schema_of_splits
+from datamodels.training.preparation import Preparation
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
 from datamodels.training.task import BlockTask
@@ -48,6 +49,7 @@ def train_models(
     engine: Engine = "auto",
     device: str = "auto",
     stack: int | None = None,
+    stop: int | None = None,
 ) -> TrainedModels:
     """Train one model per row.
 
@@ -67,6 +69,10 @@ def train_models(
         Of the torch engine; ``auto`` is ``cuda`` where there is one.
     stack
         Models side by side in the torch engine; by default a short calibration chooses.
+    stop
+        Only the first so many steps of the schedule, all of them for a model that has fewer. The learning rates stay those
+        of the whole schedule, ``recipe.rates(recipe.total_steps(size))``, so rows that begin alike and stop at several steps
+        are checkpoints of one run. Streams are used up by training: make those of a row anew for each.
 
     Raises
     ------
@@ -77,6 +83,8 @@ def train_models(
         raise RequestError(f"engine is {engine!r}; legal: {', '.join(get_args(Engine))}")
     if stack is not None and stack < 1:
         raise RequestError(f"stack is {stack}; give 1 or more models")
+    if stop is not None and stop < 1:
+        raise RequestError(f"stop is {stop!r}; give 1 or more steps, or None for the whole schedule")
     if (recipe.augments or recipe.flip_average) and x.ndim != 4:
         raise RequestError(
             f"flip, translate, cutout and flip_average are for pictures (n, channels, height, width); x is {x.shape}"
@@ -97,13 +105,13 @@ def train_models(
     if engine != "torch" and possible:
         from datamodels.training.compiled import CompiledModels
 
-        trained = CompiledModels.train(recipe, Chain.of(recipe, x.shape[1:], n_classes), inputs, y, rows)
+        trained = CompiledModels.train(recipe, Chain.of(recipe, x.shape[1:], n_classes), inputs, y, rows, stop)
     else:
         from datamodels.training.batched import BatchedModels, stack_of
 
         made = stack_of(recipe, x.shape[1:], n_classes)
         trained = BatchedModels.train(
-            recipe, made, inputs, y, rows, n_classes=n_classes, device=place, size=stack
+            recipe, made, inputs, y, rows, n_classes=n_classes, device=place, size=stack, stop=stop
         )  # fmt: skip
     return TrainedModels(trained, scale, recipe.flip_average)
 
@@ -135,7 +143,7 @@ class _Standardise:
         return cls(mean.astype(np.float32), np.where(deviation > 0, deviation, 1.0).astype(np.float32))
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (x - self.mean) / self.deviation
+        return (x - self.mean) / self.deviation if self.mean.any() or (self.deviation != 1).any() else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,17 +171,22 @@ class TrainRecipe:
         How models are trained. Where the store has a sweep, its parameters replace values of the recipe, row by row; the
         parameter ``seed`` makes rows of one seed begin alike, in weights and order.
     dataset
-        A dataset, or its name for `datamodels.datasets.load`.
+        A dataset, or its name for `datamodels.datasets.load`. In a YAML file a mapping names a file: ``{kind: anndata, path: cells.h5ad,
+        label: cell_type}``, see `datamodels.datasets.name_of`.
     outputs
         Names of what is recorded: ``margins``, ``log_odds_margins``, ``logits``, ``losses``, ``correct``.
     splits
-        ``test`` examples, ``train`` examples, or both. Outputs on train examples have keys ``train_<name>``.
+        ``test`` examples, ``train`` examples, or both. Outputs on train examples have keys ``train_<name>``, and are fitted on
+        the models that did not see the example (out of mask). A dataset without test examples takes ``("train",)``.
     dtype
         Of the outputs in the store. ``float16`` halves it; a value that does not fit fails its row.
     engine, device, stack
         As in `train_models`.
     block_size
         Rows that a worker does at a time.
+    prepare
+        What is done to features with what each model's own subset says: selection, scaling, imputation. Models are then trained one by
+        one, which costs little in the compiled engine and gives up the stack of the torch engine.
 
     Examples
     --------
@@ -192,9 +205,16 @@ class TrainRecipe:
     device: str = "auto"
     stack: int | None = None
     block_size: int = _BLOCK
+    prepare: Preparation | None = None
 
     def __post_init__(self) -> None:
         check_names(self.outputs)
+        if self.prepare is not None and (not isinstance(self.prepare, Preparation) or self.recipe.standardise):
+            raise RequestError(
+                "the recipe standardises by all training examples; with prepare, let Preparation(scale=True) do it by each subset"
+                if isinstance(self.prepare, Preparation)
+                else f"prepare is {self.prepare!r}; give a Preparation, or None"
+            )
         if not isinstance(self.dataset, str | Dataset):
             raise RequestError(f"dataset is {self.dataset!r}; give a Dataset, or its name for datasets.load")
         if isinstance(self.splits, str) or not self.splits or set(self.splits) - set(get_args(SplitName)):
@@ -208,7 +228,8 @@ class TrainRecipe:
 
     @classmethod
     def read(cls, path: str | Path) -> TrainRecipe:
-        """From a YAML file: ``dataset``, ``recipe`` (a mapping of `Recipe`), and the other parameters by their names.
+        """From a YAML file: ``dataset``, ``recipe`` (a mapping of `Recipe`), ``prepare`` (of `Preparation`), and the other parameters by
+        their names.
 
         Raises
         ------
@@ -226,6 +247,10 @@ class TrainRecipe:
         if not isinstance(values["recipe"], Mapping):
             raise RequestError(f"recipe in {str(path)!r} must be a mapping, like {{architecture: mlp, hidden: [64]}}")
         values["recipe"] = Recipe().with_parameters(values["recipe"])
+        if isinstance(values["dataset"], Mapping):
+            values["dataset"] = datasets.name_of(values["dataset"])
+        if isinstance(values.get("prepare"), Mapping):
+            values["prepare"] = Preparation.of(values["prepare"])
         for name in ("outputs", "splits"):
             if name in values:
                 given = values[name]
@@ -244,6 +269,7 @@ class TrainRecipe:
     @property
     def schema(self) -> dict[str, Any]:
         """The schema of a store for the outputs."""
+        self._check_data()
         sizes: dict[str, int] = {name: len(getattr(self.data, name)) for name in self.splits}
         return schema_of_splits(self.outputs, sizes, self.data.n_classes, self.dtype)
 
@@ -254,10 +280,15 @@ class TrainRecipe:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the outputs depend on: of recipe, outputs and splits, and of the dataset's name, or its content
-        when it was given itself."""
-        data = self.dataset if isinstance(self.dataset, str) else _content(self.dataset)
-        facts = [self.recipe.identity, data, list(self.outputs), list(self.splits)]
+        """A hash of all that the outputs depend on: of recipe, outputs, splits and preparation, and of the dataset's name, or its
+        content when it was given itself or is read from a file."""
+        if isinstance(self.dataset, str) and not datasets.is_file(self.dataset):
+            data = self.dataset
+        else:
+            data = _content(self.data if self.data is self.dataset else replace(self.data, name=""))
+        facts: list[Any] = [self.recipe.identity, data, list(self.outputs), list(self.splits)]
+        if self.prepare is not None:
+            facts.append(self.prepare.to_dict())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,8 +300,24 @@ class TrainRecipe:
             "recipe": self.recipe.to_dict(),
             "outputs": list(self.outputs),
             "splits": list(self.splits),
+            "prepare": None if self.prepare is None else self.prepare.to_dict(),
             **out,
         }
+
+    def _check_data(self) -> None:
+        """What the dataset must have for the splits and the preparation."""
+        data = self.data
+        if "test" in self.splits and not len(data.test):
+            raise RequestError(
+                f"{data.name} has no test examples: give splits ('train',), so that each example is a target of the models that "
+                "did not see it"
+            )
+        if self.prepare is not None:
+            self.prepare.check(data.train.x)
+        if (self.prepare is None or not self.prepare.impute) and (data.train.has_missing or data.test.has_missing):
+            raise RequestError(
+                f"{data.name} has missing values (NaN): give prepare=Preparation(impute=True), or mend them"
+            )
 
     def __call__(
         self,
@@ -283,6 +330,7 @@ class TrainRecipe:
         data = self.data
         if masks.shape[1] != len(data.train):
             raise RequestError(f"the design has {masks.shape[1]} training examples, {data.name} has {len(data.train)}")
+        self._check_data()
         groups: dict[Recipe, list[int]] = defaultdict(list)
         streams = []
         for position, mask in enumerate(masks):
@@ -293,20 +341,26 @@ class TrainRecipe:
             )
             groups[self.recipe.with_parameters(settings)].append(position)
         out: dict[str, NDArray[Any]] = {}
-        for recipe, positions in groups.items():
-            rows = [streams[position] for position in positions]
-            models = train_models(
-                recipe, data.train.x, data.train.y, rows, n_classes=data.n_classes,
-                engine=self.engine, device=self.device, stack=self.stack,
-            )  # fmt: skip
-            for key, values in self._outputs(models).items():
-                room = out.setdefault(key, np.empty((len(indices), *values.shape[1:]), dtype=values.dtype))
-                room[positions] = values
+        for recipe, whole in groups.items():
+            for positions in [whole] if self.prepare is None else [[position] for position in whole]:
+                values_of = self._outputs(recipe, [streams[position] for position in positions])
+                for key, values in values_of.items():
+                    room = out.setdefault(key, np.empty((len(indices), *values.shape[1:]), dtype=values.dtype))
+                    room[positions] = values
         return out
 
-    def _outputs(self, models: Models) -> dict[str, NDArray[Any]]:
-        splits = {name: getattr(self.data, name) for name in self.splits}
-        judged: dict[str, Any] = {name: (models.logits(split.x), split.y) for name, split in splits.items()}
+    def _outputs(self, recipe: Recipe, rows: list[Streams]) -> dict[str, NDArray[Any]]:
+        """Outputs of the models of rows, which are one row where its own subset prepares the features."""
+        data = self.data
+        x = {name: getattr(data, name).x for name in {"train", *self.splits}}
+        if self.prepare is not None:
+            prepared = self.prepare.fit(data.train.x, data.train.y, rows[0].members)
+            x = {name: prepared(values) for name, values in x.items()}
+        models = train_models(
+            recipe, x["train"], data.train.y, rows, n_classes=data.n_classes,
+            engine=self.engine, device=self.device, stack=self.stack,
+        )  # fmt: skip
+        judged: dict[str, Any] = {name: (models.logits(x[name]), getattr(data, name).y) for name in self.splits}
         return outputs_of_splits(self.outputs, judged)
 
 

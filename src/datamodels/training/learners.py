@@ -67,7 +67,7 @@ class LearnerTask:
 
     def __post_init__(self) -> None:
         for name, x, y in (("train", self.x, self.y), ("test", self.x_test, self.y_test)):
-            if {*_lengths(x)} != {len(y)} or not len(y):
+            if {*_lengths(x)} != {len(y)} or (not len(y) and name in ("train", *self.splits)):
                 raise RequestError(f"the {name} features are of {_lengths(x)} examples and the labels of {len(y)}")
         if self.n_classes < 2:
             raise RequestError("all labels are the same; a margin compares classes, so there must be at least two")
@@ -108,8 +108,8 @@ def estimator_task(
     make: Callable[[], Any],
     x: Any,
     y: ArrayLike,
-    x_test: Any,
-    y_test: ArrayLike,
+    x_test: Any = None,
+    y_test: ArrayLike | None = None,
     *,
     outputs: Sequence[str] = ("margins",),
     splits: Sequence[str] = ("test",),
@@ -126,13 +126,17 @@ def estimator_task(
     says that class with probability 1. An estimator that refuses labels (XGBoost takes 0..c-1 only) is
     given the codes 0..c-1 of the classes in its subset.
 
+    The estimator sees its subset and nothing else, so a pipeline of it, ``make_pipeline(SimpleImputer(), SelectKBest(k=100),
+    StandardScaler(), LogisticRegression())``, chooses and scales features without leakage from examples that it is judged on.
+
     Parameters
     ----------
     make
         Makes an estimator, unfitted: ``lambda: RandomForestClassifier(200)``. Its ``random_state``, and
         those of its parts, are drawn from the row's generator.
     x, x_test
-        (n, ...) and (k, ...): arrays, sparse matrices or data frames.
+        (n, ...) and (k, ...): arrays, sparse matrices or data frames. Without test examples, splits are ``("train",)``: each
+        example is a target of the models that did not see it.
     y, y_test
         (n,) and (k,) labels of any kind that sorts.
     outputs
@@ -153,7 +157,7 @@ def estimator_task(
         raise RequestError(f"make is {make!r}; give a function that makes an estimator: lambda: LogisticRegression()")
     if not 0 < eps < 0.5:
         raise RequestError(f"eps is {eps}; give a probability above 0 and below 1/2, for example 1e-6")
-    labels, test = np.asarray(y), np.asarray(y_test)
+    x, x_test, labels, test = _with_test(x, y, x_test, y_test, splits)
     if labels.ndim != 1 or test.ndim != 1:
         raise RequestError(f"y is {labels.shape} and y_test {test.shape}; give one label per example, (n,) and (k,)")
     classes, codes = np.unique(labels, return_inverse=True)
@@ -162,9 +166,9 @@ def estimator_task(
         raise RequestError(f"y_test has the labels {unknown[:5]}, which y lacks")
     return LearnerTask(
         learner=_Estimator(make, classes, eps),
-        x=_features(x),
+        x=x,
         y=codes.astype(np.int64),
-        x_test=_features(x_test),
+        x_test=x_test,
         y_test=np.searchsorted(classes, test).astype(np.int64),
         n_classes=len(classes),
         outputs=check_names(outputs),
@@ -445,6 +449,22 @@ def _check_parts(splits: Sequence[str]) -> tuple[str, ...]:
     if tuple(splits) not in (("test",), ("train",), ("test", "train"), ("train", "test")):
         raise RequestError(f"splits are {splits!r}; give ('test',), ('train',) or ('test', 'train')")
     return tuple(splits)
+
+
+def _with_test(
+    x: Any, y: ArrayLike, x_test: Any, y_test: ArrayLike | None, splits: Sequence[str]
+) -> tuple[Any, Any, NDArray[Any], NDArray[Any]]:
+    """Features and labels of both splits; the test split is empty when it is not given."""
+    if (x_test is None) != (y_test is None):
+        raise RequestError("x_test and y_test go together; give both or neither")
+    x, labels = _features(x), np.asarray(y)
+    if y_test is not None:
+        return x, _features(x_test), labels, np.asarray(y_test)
+    if "test" in splits:
+        raise RequestError(
+            "there are no test examples; give them, or splits=('train',) to judge each example out of mask"
+        )
+    return x, x[:0], labels, labels[:0]
 
 
 def _class_numbers(y: ArrayLike, y_test: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
