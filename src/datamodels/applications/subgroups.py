@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datamodels.applications.clustering import Method, check_method, cluster, embed
+from datamodels.applications.refits import Source, StabilityCurve, choose_clusters
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
+from datamodels.regression.estimators import Estimator
+from datamodels.version import versions
 
-Method = Literal["kmeans", "hdbscan"]
-_FEWEST = 5
+if TYPE_CHECKING:
+    import anndata
+
+__all__ = ["Method", "Subgroups", "embed", "subgroups", "write_to"]
+IDS = "ids"  # of target_facts: names of the targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,14 @@ class Subgroups:
         Adjusted Rand index and normalised mutual information against given labels, else None.
     ari_baseline, nmi_baseline
         The same pipeline on raw features.
+    setting
+        Number of clusters (k-means) or resolution (Leiden) that was used.
+    curve
+        How it was chosen by stability, else None.
+    names
+        (n_targets,) names of the targets, where the attribution has them in ``target_facts["ids"]``.
+    provenance
+        Where the clusters come from: options, estimator, fingerprints of stores, versions.
     """
 
     clusters: NDArray[np.int64] = field(repr=False)
@@ -38,6 +55,10 @@ class Subgroups:
     nmi: float | None = None
     ari_baseline: float | None = None
     nmi_baseline: float | None = None
+    setting: float | None = None
+    curve: StabilityCurve | None = field(default=None, repr=False)
+    names: NDArray[Any] | None = field(default=None, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n_clusters(self) -> int:
@@ -46,9 +67,9 @@ class Subgroups:
     def table(self, labels: ArrayLike | None = None) -> list[dict[str, Any]]:
         """One row per cluster: size, and with labels the commonest one and its share."""
         rows = []
-        for cluster in np.unique(self.clusters):
-            members = self.clusters == cluster
-            row: dict[str, Any] = {"cluster": int(cluster), "size": int(members.sum())}
+        for number in np.unique(self.clusters):
+            members = self.clusters == number
+            row: dict[str, Any] = {"cluster": int(number), "size": int(members.sum())}
             if labels is not None:
                 names, counts = np.unique(np.asarray(labels)[members], return_counts=True)
                 row["label"] = np.asarray(names[counts.argmax()]).item()
@@ -57,53 +78,47 @@ class Subgroups:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("method", "n_clusters", "ari", "nmi", "ari_baseline", "nmi_baseline")
-        return {**{name: getattr(self, name) for name in names}, "clusters": self.clusters.tolist()}
-
-
-def embed(vectors: Attribution | ArrayLike, n_components: int = 10) -> NDArray[np.float64]:
-    """PCA of unit-normalised datamodels: one row per target, (n_targets, n_components).
-
-    Given an array (n_targets, n_features) instead, the same is done with its rows. Signs of
-    components are fixed, so that the result is reproducible.
-    """
-    from sklearn.decomposition import PCA
-
-    rows = vectors.weights.T if isinstance(vectors, Attribution) else np.asarray(vectors)
-    if rows.ndim != 2:
-        raise RequestError(f"the vectors to embed have shape {rows.shape}; give (n_targets, n_features)")
-    rows = rows.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    if n_components < 1:
-        raise RequestError(f"n_components is {n_components}; give 1 or more")
-    if (rows == rows[:1]).all():  # nothing varies, and PCA would divide by it
-        return np.zeros((len(rows), min(n_components, *rows.shape)))
-    return PCA(min(n_components, *rows.shape), svd_solver="full").fit_transform(rows)
+        names = ("method", "n_clusters", "setting", "ari", "nmi", "ari_baseline", "nmi_baseline")
+        curve = {} if self.curve is None else {"stability": self.curve.to_dict()}
+        return {**{name: getattr(self, name) for name in names}, "clusters": self.clusters.tolist(), **curve}
 
 
 def subgroups(
     attribution: Attribution,
     *,
-    n_clusters: int | None = None,
+    n_clusters: int | Literal["stability"] | None = None,
     method: Method = "kmeans",
+    resolution: float | None = None,
     n_components: int = 10,
     labels: ArrayLike | None = None,
     features: ArrayLike | None = None,
+    models: Source | None = None,
+    max_clusters: int = 10,
+    n_refits: int = 10,
+    estimator: Estimator | type[Estimator] | str | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Subgroups:
     """Cluster targets by what their predictions rest on.
 
     Parameters
     ----------
     n_clusters
-        For k-means; by default the number of distinct labels.
+        For k-means; by default the number of distinct labels. ``"stability"``: the number (or, for Leiden, the resolution)
+        whose clusters come back when datamodels are refitted on independent halves of `models`, see `choose_clusters`.
     method
-        ``kmeans`` (20 starts) or ``hdbscan`` (finds the number of clusters by itself).
+        ``kmeans`` (20 starts), ``leiden`` (communities of the graph of 15 nearest neighbours) or ``hdbscan``. The last two find
+        the number of clusters by themselves.
+    resolution
+        Of Leiden, by default 1: the larger, the more clusters.
     labels
         (n_targets,) hidden labels to score against. They are not used to find clusters.
     features
         (n_targets, ...) raw features: the same pipeline on them is the baseline. Needs labels.
+    models
+        Stores, or a `Problem`, that the attribution was fitted on. Needed for ``"stability"`` and only there.
+    max_clusters, n_refits, estimator
+        Of ``"stability"``; the estimator of the refits is by default `Ridge`.
 
     Raises
     ------
@@ -115,14 +130,29 @@ def subgroups(
         raise RequestError(f"labels have shape {truth.shape}; there are {attribution.n_targets} targets")
     if features is not None and truth is None:
         raise RequestError("features are the baseline for labels: give labels too")
-    if method == "kmeans" and n_clusters is None:
-        if truth is None:
-            raise RequestError(
-                "k-means needs a number of clusters (n_clusters, --clusters), or labels to count; hdbscan finds the number by itself"
-            )
-        n_clusters = len(np.unique(truth))
+    check_method(method)
+    if resolution is not None and method != "leiden":
+        raise RequestError(f"resolution is of method 'leiden'; the method is {method!r}")
     embedding = embed(attribution, n_components)
-    clusters = _cluster(embedding, n_clusters, method, seed)
+    curve = None
+    setting: float | None
+    if n_clusters == "stability":
+        if models is None:
+            raise RequestError(
+                "n_clusters='stability' refits on halves of the models: give models, the stores of the fit (--store)"
+            )
+        curve = choose_clusters(
+            models, method=method, max_clusters=max_clusters, n_refits=n_refits, estimator=estimator,
+            n_components=n_components, seed=seed, progress=progress,
+        )  # fmt: skip
+        setting = curve.setting
+    elif method == "kmeans":
+        setting = _number(n_clusters, truth)
+    elif n_clusters is not None and method == "leiden":
+        raise RequestError("leiden finds the number of clusters by itself: leave n_clusters out, and set resolution")
+    else:
+        setting = 1.0 if method == "leiden" and resolution is None else resolution
+    clusters = cluster(embedding, method, setting, seed)
     scores: dict[str, float] = {}
     if truth is not None:
         scores.update(_agreement(truth, clusters, ""))
@@ -130,30 +160,110 @@ def subgroups(
             raw = np.asarray(features)
             if len(raw) != attribution.n_targets:
                 raise RequestError(f"features have {len(raw)} rows; there are {attribution.n_targets} targets")
-            baseline = _cluster(embed(raw.reshape(len(raw), -1), n_components), n_clusters, method, seed)
+            baseline = cluster(embed(raw.reshape(len(raw), -1), n_components), method, setting, seed)
             scores.update(_agreement(truth, baseline, "_baseline"))
-    return Subgroups(clusters, embedding, method, **scores)
+    given = {"method": method, "setting": setting, "n_components": n_components, "seed": seed}
+    return Subgroups(
+        clusters,
+        embedding,
+        method,
+        **scores,
+        setting=setting,
+        curve=curve,
+        names=attribution.target_facts.get(IDS),
+        provenance={**given, **_origin(attribution)},
+    )
 
 
-def _cluster(embedding: NDArray[np.float64], n_clusters: int | None, method: str, seed: int) -> NDArray[np.int64]:
-    from sklearn.cluster import HDBSCAN, KMeans
+def write_to(
+    adata: anndata.AnnData, groups: Subgroups, *, key: str = "datamodels", names: ArrayLike | None = None
+) -> anndata.AnnData:
+    """Put subgroups into an AnnData object whose observations are the targets, where every scanpy tool finds them.
 
-    if method == "kmeans":
-        if n_clusters is None or not 1 <= n_clusters <= len(embedding):
-            raise RequestError(f"n_clusters is {n_clusters}; it must be between 1 and the {len(embedding)} targets")
-        distinct = len(np.unique(embedding, axis=0))
-        if distinct < n_clusters:
-            raise RequestError(f"n_clusters is {n_clusters}, but only {distinct} targets differ from each other")
-        return KMeans(n_clusters, n_init=20, random_state=seed).fit_predict(embedding).astype(np.int64)
-    if method == "hdbscan":
-        if len(embedding) < _FEWEST:
-            raise RequestError(f"hdbscan needs at least {_FEWEST} targets; there are {len(embedding)}")
-        return (
-            HDBSCAN(min_cluster_size=max(_FEWEST, len(embedding) // 100), copy=True)
-            .fit_predict(embedding)
-            .astype(np.int64)
+    ``obs[key]`` gets the clusters (categorical), ``obsm["X_" + key]`` the embedding, ``uns[key]`` the provenance:
+    ``sc.pl.embedding(adata, basis=key, color=key)`` draws them.
+
+    Parameters
+    ----------
+    adata
+        Changed in place, and returned.
+    names
+        (n_targets,) names of observations that the targets are; by default those the attribution knows. Observations that are
+        no target get no cluster and NaN as embedding. Without names, targets are the observations in their order.
+
+    Raises
+    ------
+    RequestError
+        when there are more or fewer observations than targets, or a name is unknown or there twice.
+    """
+    import pandas as pd
+
+    chosen = groups.names if names is None else np.asarray(names)
+    count = len(groups.clusters)
+    if chosen is None:
+        if adata.n_obs != count:
+            raise RequestError(
+                f"the AnnData has {adata.n_obs} observations, there are {count} targets: give the observations that the targets "
+                "are, in their order, or their names"
+            )
+        rows = np.arange(count)
+    else:
+        rows = _rows_of(adata, [str(name) for name in chosen], count)
+    values = np.full(adata.n_obs, None, dtype=object)
+    values[rows] = groups.clusters.astype(str)
+    levels = [str(number) for number in np.unique(groups.clusters)]
+    embedding = np.full((adata.n_obs, groups.embedding.shape[1]), np.nan)
+    embedding[rows] = groups.embedding
+    adata.obs[key] = pd.Categorical(values, categories=levels)
+    adata.obsm[f"X_{key}"] = embedding
+    adata.uns.pop(f"{key}_colors", None)  # of other clusters
+    adata.uns[key] = {
+        "params": {name: value for name, value in groups.provenance.items() if isinstance(value, str | int | float)},
+        "n_clusters": groups.n_clusters,
+        "provenance": json.dumps(groups.provenance, default=str),
+    }
+    if groups.curve is not None:
+        table = groups.curve.table()
+        adata.uns[key]["stability"] = {name: np.array([row[name] for row in table]) for name in table[0]}
+    return adata
+
+
+def _rows_of(adata: anndata.AnnData, names: list[str], count: int) -> NDArray[np.int64]:
+    """Positions of the named observations."""
+    if len(names) != count:
+        raise RequestError(f"there are {len(names)} names and {count} targets; give one per target")
+    if not adata.obs_names.is_unique or len(set(names)) != len(names):
+        raise RequestError("names of observations must be there once each; call adata.obs_names_make_unique() first")
+    rows = adata.obs_names.get_indexer(names)
+    lost = np.flatnonzero(rows < 0)
+    if len(lost):
+        raise RequestError(
+            f"{len(lost)} of {count} targets are no observations of this AnnData (the first is {names[lost[0]]!r}); give the data "
+            "that the models were trained on, or names"
         )
-    raise RequestError(f"method {method!r} is unknown; legal: kmeans, hdbscan")
+    return rows
+
+
+def _number(n_clusters: Any, truth: NDArray[Any] | None) -> int:
+    if isinstance(n_clusters, str):
+        raise RequestError(f"n_clusters is {n_clusters!r}; give a number, or 'stability'")
+    if n_clusters is None:
+        if truth is None:
+            raise RequestError(
+                "k-means needs a number of clusters (n_clusters, --clusters), or labels to count; stability chooses it from the "
+                "models, leiden and hdbscan find it by themselves"
+            )
+        return len(np.unique(truth))
+    return int(n_clusters)
+
+
+def _origin(attribution: Attribution) -> dict[str, Any]:
+    """What the attribution says about itself, without its long tables."""
+    sources = [
+        {name: source.get(name) for name in ("path", "fingerprint", "outputs_key", "identity")}
+        for source in attribution.provenance.get("sources", [])
+    ]
+    return {"estimator": attribution.provenance.get("estimator"), "sources": sources, "versions": versions()}
 
 
 def _agreement(truth: NDArray[Any], clusters: NDArray[np.int64], suffix: str) -> dict[str, float]:

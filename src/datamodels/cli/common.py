@@ -28,6 +28,7 @@ class ExecutorName(StrEnum):
 class MethodName(StrEnum):
     kmeans = "kmeans"
     hdbscan = "hdbscan"
+    leiden = "leiden"
 
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", metavar="STORE")]

@@ -16,7 +16,9 @@ from datamodels.cli.common import (
     Seed,
     emit,
     read_labels,
+    refuse_suffix,
 )
+from datamodels.cli.validating import parse_clusters, problem_of, stability_lines
 from datamodels.errors import RequestError
 
 
@@ -43,31 +45,56 @@ def neighbours(
 
 def subgroups(
     file: AttributionPath,
-    clusters: Annotated[int | None, typer.Option(help="Number of clusters (k-means).")] = None,
+    clusters: Annotated[
+        str | None, typer.Option(help="Number of clusters (k-means), or 'stability' to choose it from the models.")
+    ] = None,
     method: Annotated[MethodName, typer.Option(help="How to cluster.")] = MethodName.kmeans,
     components: Annotated[int, typer.Option(help="Principal components to cluster on.")] = 10,
     labels: Annotated[
         Path | None, typer.Option(help="Hidden label of each target, .npy or one per line, to score against.")
     ] = None,
     features: Annotated[Path | None, typer.Option(help="Raw features of each target, .npy, for the baseline.")] = None,
+    resolution: Annotated[float | None, typer.Option(help="Of leiden: the larger, the more clusters.")] = None,
+    stores: Annotated[
+        list[Path] | None,
+        typer.Option("--store", help="Store of the fit, for stability; may repeat. What the fit says by default."),
+    ] = None,
+    write_to: Annotated[
+        Path | None,
+        typer.Option(help="AnnData file (.h5ad) whose observations are the targets, to annotate; with --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Annotated .h5ad to write.")] = None,
+    key: Annotated[str, typer.Option(help="Name of the annotation in obs, obsm and uns.")] = "datamodels",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Cluster targets by the training examples that drive them.
 
     Example: datamodels subgroups ridge.h5ad --clusters 10 --labels digits.npy
+
+    Example: datamodels subgroups ridge.h5ad --method leiden --write-to cells.h5ad --out annotated.h5ad
     """
     import numpy as np
 
     from datamodels.applications.subgroups import subgroups as run
-    from datamodels.attribution import Attribution
+    from datamodels.applications.subgroups import write_to as annotate
+    from datamodels.attribution import Attribution, read_h5ad
+    from datamodels.files import replacing
 
+    if (write_to is None) != (out is None):
+        raise RequestError("--write-to and --out go together: the file to annotate, and the annotated one")
+    if out is not None:
+        refuse_suffix(out, ".h5ad")
+    attribution, number = Attribution.load(file), parse_clusters(clusters)
     truth = None if labels is None else read_labels(labels)
     raw = None if features is None else np.load(features, allow_pickle=False)
     found = run(
-        Attribution.load(file),
-        n_clusters=clusters,
+        attribution,
+        n_clusters=number,
         method=method.value,
+        resolution=resolution,
+        models=problem_of(attribution, stores) if number == "stability" else None,
+        progress=True,
         n_components=components,
         labels=truth,
         features=raw,
@@ -81,7 +108,16 @@ def subgroups(
         lines.append(f"against the labels: ARI {found.ari:.3f}, NMI {found.nmi:.3f}")
     if found.ari_baseline is not None:
         lines.append(f"raw features:       ARI {found.ari_baseline:.3f}, NMI {found.nmi_baseline:.3f}")
-    emit({**found.to_dict(), "table": found.table(truth)}, "\n".join(lines), as_json)
+    if found.curve is not None:
+        lines += stability_lines(found.curve)
+    facts = {**found.to_dict(), "table": found.table(truth)}
+    if write_to is not None and out is not None:
+        annotated = annotate(read_h5ad(write_to), found, key=key)
+        with replacing(out) as temporary:
+            annotated.write_h5ad(temporary)
+        facts["out"] = str(out)
+        lines.append(f"wrote {out}: obs[{key!r}], obsm['X_{key}'], uns[{key!r}]")
+    emit(facts, "\n".join(lines), as_json)
 
 
 def report(

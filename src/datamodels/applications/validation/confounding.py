@@ -1,0 +1,184 @@
+"""Are the clusters something that is known already: batch, donor, library size?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datamodels.design import label_codes
+from datamodels.errors import RequestError
+
+CRAMER, ETA = (0.1, 0.3, 0.5), (0.01, 0.06, 0.14)  # Cohen 1988: from here weak, moderate, strong
+_WORDS = ("negligible", "weak", "moderate", "strong")
+_DRAWS = 1999
+_SPARSE = 5  # expected counts below this make chi-square tables wrong
+
+
+class Confounder(NamedTuple):
+    """The association of the clusters with one column.
+
+    Attributes
+    ----------
+    column
+        Its name.
+    kind
+        ``categories`` or ``numbers``.
+    effect
+        Of categories Cramér's V with the bias correction of Bergsma (2013); of numbers η², the share of the variance that lies
+        between clusters. Both from 0 to 1.
+    p
+        Of the chi-square test, or of 1,999 permutations where expected counts are below 5; of the Kruskal-Wallis test.
+    q
+        p after Benjamini and Hochberg, over columns.
+    n
+        Targets with a value, outside of the noise cluster.
+    """
+
+    column: str
+    kind: str
+    effect: float
+    p: float
+    q: float
+    n: int
+
+    @property
+    def measure(self) -> str:
+        return "Cramér's V" if self.kind == "categories" else "η²"
+
+    @property
+    def size(self) -> str:
+        """``negligible``, ``weak``, ``moderate`` or ``strong``: V from .1, .3, .5 and η² from .01, .06, .14 (Cohen 1988)."""
+        return _WORDS[int(np.searchsorted(CRAMER if self.kind == "categories" else ETA, self.effect, side="right"))]
+
+    def confounds(self, level: float = 0.05) -> bool:
+        """Whether the association is sure (q at most `level`) and moderate or strong."""
+        return self.q <= level and self.size in _WORDS[2:]
+
+    def words(self) -> str:
+        return f"{self.column}: {self.size} association ({self.measure} = {self.effect:.2f}, q = {self.q:.2g}, {self.n} targets)"
+
+
+@dataclass(frozen=True)
+class Confounders:
+    """One `Confounder` per column, largest effect first within each kind."""
+
+    columns: tuple[Confounder, ...]
+
+    def named(self, level: float = 0.05) -> list[Confounder]:
+        """Those that confound."""
+        return [one for one in self.columns if one.confounds(level)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"columns": [{**one._asdict(), "size": one.size, "confounds": one.confounds()} for one in self.columns]}
+
+
+def confounding(clusters: ArrayLike, columns: Mapping[str, ArrayLike], *, seed: int = 0) -> Confounders:
+    """Associations of clusters with known columns.
+
+    p-values take targets as independent. Where they are not (cells of few donors), p is too small; look at the effect.
+
+    Parameters
+    ----------
+    clusters
+        (n_targets,) numbers; -1 (noise) is left out.
+    columns
+        Name -> (n_targets,) values, also a data frame. Text, truth values and pandas categories are categories; so are integers
+        of at most 10 distinct values. Other numbers are numbers. Missing values are left out.
+    seed
+        Of permutations.
+
+    Raises
+    ------
+    RequestError
+        when lengths differ, or there are not two clusters.
+    """
+    numbers = np.asarray(clusters)
+    if numbers.ndim != 1 or len(np.unique(numbers[numbers >= 0])) < 2:
+        raise RequestError("clusters must be numbers (n_targets,) with two clusters or more")
+    if not len(columns):
+        raise RequestError("columns are empty; give name -> values, such as the obs of the AnnData")
+    found = []
+    for name in columns:
+        values = np.asarray(columns[name])
+        if values.shape != numbers.shape:
+            raise RequestError(f"column {name!r} has shape {values.shape}; clusters have {numbers.shape}")
+        kept = (numbers >= 0) & ~_missing(values)
+        found.append((str(name), *_associate(numbers[kept], values[kept], seed), int(kept.sum())))
+    q = adjusted(np.array([p for _, _, _, p, _ in found]))
+    rows = [Confounder(name, kind, effect, p, float(q[i]), n) for i, (name, kind, effect, p, n) in enumerate(found)]
+    return Confounders(tuple(sorted(rows, key=lambda one: (one.kind, -one.effect))))
+
+
+def adjusted(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Benjamini-Hochberg over the last axis."""
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p, axis=-1)
+
+
+def cramers_v(table: NDArray[np.int64]) -> float:
+    """Bias-corrected Cramér's V of a table of counts (Bergsma 2013)."""
+    n, (r, k) = table.sum(), table.shape
+    phi = _chi_square(table) / n
+    phi = max(0.0, phi - (k - 1) * (r - 1) / (n - 1))
+    rows, columns = r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)
+    return float(np.sqrt(phi / max(min(rows, columns) - 1, 1e-12)))
+
+
+def _associate(clusters: NDArray[np.int64], values: NDArray[Any], seed: int) -> tuple[str, float, float]:
+    """Kind, effect and p."""
+    codes = np.unique(clusters, return_inverse=True)[1]
+    levels = len(np.unique(values))
+    categories = values.dtype.kind not in "iuf" or (values.dtype.kind in "iu" and levels <= 10)
+    kind = "categories" if categories else "numbers"
+    if len(values) < 3 or levels < 2 or codes.max(initial=0) < 1:
+        return kind, 0.0, 1.0
+    if categories:
+        other = np.asarray(label_codes(values.astype(str)))
+        return kind, *_categories(codes, other, seed)
+    return kind, *_numbers(codes, values.astype(np.float64))
+
+
+def _categories(codes: NDArray[np.int64], other: NDArray[np.int64], seed: int) -> tuple[float, float]:
+    from scipy import stats
+
+    table = _table(codes, other)
+    effect = min(cramers_v(table), 1.0)
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    observed = _chi_square(table)
+    if expected.min() >= _SPARSE:
+        return effect, float(stats.chi2.sf(observed, (table.shape[0] - 1) * (table.shape[1] - 1)))
+    rng = np.random.default_rng(seed)
+    beyond = sum(_chi_square(_table(codes, rng.permutation(other))) >= observed * (1 - 1e-12) for _ in range(_DRAWS))
+    return effect, (1 + beyond) / (1 + _DRAWS)
+
+
+def _numbers(codes: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, float]:
+    from scipy import stats
+
+    sizes = np.bincount(codes)
+    means = np.bincount(codes, values) / sizes
+    total = ((values - values.mean()) ** 2).sum()
+    between = (sizes * (means - values.mean()) ** 2).sum()
+    return float(between / total), float(stats.kruskal(*(values[codes == code] for code in range(len(sizes)))).pvalue)
+
+
+def _table(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    width = int(b.max()) + 1
+    return np.bincount(a * width + b, minlength=(int(a.max()) + 1) * width).reshape(-1, width)
+
+
+def _chi_square(table: NDArray[np.int64]) -> float:
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    return float(((table - expected) ** 2 / expected).sum())
+
+
+def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    import pandas as pd
+
+    return np.asarray(pd.isna(values), dtype=np.bool_)

@@ -1,0 +1,137 @@
+"""The page of a validation: what holds, what does not, and the numbers behind it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels.applications.validation import Validation
+from datamodels.files import replacing
+
+_COLOURS = {"holds": "#1f6fb2", "does not hold": "#c2462e", "not tested": "#888888"}
+_MARKERS = 8
+
+
+def save_report(validation: Validation, path: str | Path, *, title: str = "Are these subgroups real?") -> Path:
+    """Write one self-contained HTML page."""
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_text(render(validation, title=title))
+    return path
+
+
+def render(validation: Validation, *, title: str = "Are these subgroups real?") -> str:
+    """The page as text without outside references."""
+    rows = "".join(
+        f"<tr><th>{escape(one.question)}<td style='color:{_COLOURS[one.word]};white-space:nowrap'><b>{one.word}</b>"
+        f"<td>{escape(one.words)}"
+        for one in validation.verdicts()
+    )
+    style = files("datamodels.report").joinpath("static/page.css").read_text()
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+        f'initial-scale=1"><title>{escape(title)}</title><link rel="icon" href="data:,"><style>{style}img{{max-width:100%}}</style>'
+        f"</head><body><main><h1>{escape(title)}</h1><p class=verdict>{escape(validation.summary())}</p>"
+        f"<section><h2>The checks</h2><div class=scroll><table><tbody>{rows}</table></div></section>"
+        f"<section><h2>The numbers</h2><img alt='figures of the checks' src='{_figure(validation)}'></section>"
+        f"{_markers(validation)}</main></body></html>"
+    )
+
+
+def _figure(validation: Validation) -> str:
+    """All figures side by side, as a data URI."""
+    from matplotlib.figure import Figure
+
+    draw = [_draw_map, _draw_stability]
+    draw += [_draw_null] if validation.null is not None else []
+    draw += [_draw_confounders] if validation.confounders is not None else []
+    draw += [_draw_transfer] if validation.transfer is not None else []
+    figure = Figure(figsize=(4.6 * min(len(draw), 3), 3.6 * -(-len(draw) // 3)), layout="constrained")
+    for i, one in enumerate(draw):
+        one(figure.add_subplot(-(-len(draw) // 3), min(len(draw), 3), i + 1), validation)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _draw_map(axes: Any, validation: Validation) -> None:
+    groups = validation.groups
+    second = groups.embedding[:, 1] if groups.embedding.shape[1] > 1 else np.zeros(len(groups.clusters))
+    for number in np.unique(groups.clusters):
+        members = groups.clusters == number
+        axes.scatter(groups.embedding[members, 0], second[members], s=6, label=str(number))
+    axes.set(title="embedding", xlabel="component 1", ylabel="component 2")
+    if groups.n_clusters <= 12:
+        axes.legend(title="cluster", fontsize=7, title_fontsize=7, markerscale=2)
+
+
+def _draw_stability(axes: Any, validation: Validation) -> None:
+    found = validation.stability
+    at = np.arange(len(found.clusters))
+    means = np.array([one.jaccard.value for one in found.clusters])
+    spread = np.array(
+        [[m - one.jaccard.low, one.jaccard.high - m] for m, one in zip(means, found.clusters, strict=True)]
+    )
+    axes.errorbar(at, means, yerr=np.abs(spread.T), fmt="o", color="#1f6fb2")
+    for level in (0.6, 0.75):
+        axes.axhline(level, color="#888888", linewidth=0.7, linestyle=":")
+    axes.set(
+        title=f"clusters in refits (ARI {found.ari.value:.2f})",
+        xlabel="cluster",
+        ylabel="Jaccard index",
+        ylim=(0, 1.05),
+    )
+    axes.set_xticks(at, [str(one.cluster) for one in found.clusters])
+
+
+def _draw_null(axes: Any, validation: Validation) -> None:
+    found = validation.null
+    assert found is not None
+    axes.hist(found.null, bins=20, color="#bbbbbb")
+    axes.axvline(found.observed, color="#c2462e")
+    axes.set(title=f"shuffled labels (p = {found.p:.3g})", xlabel="mean cosine of datamodels", ylabel="shuffles")
+
+
+def _draw_confounders(axes: Any, validation: Validation) -> None:
+    assert validation.confounders is not None
+    rows = list(validation.confounders.columns)[::-1]
+    colours = [_COLOURS["does not hold" if one.confounds(validation.level) else "holds"] for one in rows]
+    axes.barh(np.arange(len(rows)), [one.effect for one in rows], color=colours)
+    axes.set_yticks(np.arange(len(rows)), [f"{one.column} ({one.measure})" for one in rows], fontsize=7)
+    axes.set(title="known columns", xlabel="effect size", xlim=(0, 1))
+
+
+def _draw_transfer(axes: Any, validation: Validation) -> None:
+    found = validation.transfer
+    assert found is not None
+    at = np.arange(len(found.pairs))
+    means = np.array([pair.drop.value for pair in found.pairs])
+    wide = np.array([pair.drop.high - pair.drop.value for pair in found.pairs])
+    axes.errorbar(means, at, xerr=wide, fmt="o", color="#1f6fb2")
+    axes.axvline(0, color="#888888", linewidth=0.7)
+    names = [f"{found.class_names[pair.label]}: {pair.source} → {pair.to}" for pair in found.pairs]
+    axes.set_yticks(at, names, fontsize=7)
+    axes.set(title="transfer between subgroups", xlabel="accuracy lost")
+
+
+def _markers(validation: Validation) -> str:
+    found = validation.markers
+    if found is None:
+        return ""
+    rows = ""
+    for number, count in zip(found.clusters, found.counts(validation.level), strict=True):
+        top = "; ".join(
+            f"{escape(row['feature'])} ({row['auc']:.2f})" for row in found.of(int(number), _MARKERS, validation.level)
+        )
+        rows += f"<tr><th>{number}<td>{count}<td>{top or 'none'}"
+    return (
+        "<section><h2>Markers</h2><p>Features that differ between a cluster and the rest, with their AUC. They describe: the "
+        "clusters were found through models of the same features, so their p-values prove nothing.</p><div class=scroll><table>"
+        f"<thead><tr><th>cluster<th>features at FDR {validation.level:g}<th>strongest<tbody>{rows}</table></div></section>"
+    )

@@ -1,0 +1,432 @@
+"""The checks of subgroups: oracles, planted truths, and noise that must be called noise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from datamodels import Design, Recipe, Ridge, Store, TrainRecipe, fit, train
+from datamodels.applications.subgroups import Subgroups, subgroups
+from datamodels.applications.validation import (
+    Validation,
+    cluster_stability,
+    confounding,
+    markers,
+    permutation_null,
+    transfer,
+    validate,
+)
+from datamodels.applications.validation.confounding import cramers_v
+from datamodels.applications.validation.permutation import ShuffledLabels, shared_support, shuffled
+from datamodels.applications.validation.stability import best_jaccard, separation
+from datamodels.cli import main as cli_main
+from datamodels.datasets import Dataset, from_arrays
+from datamodels.errors import RequestError
+from datamodels.regression.problem import Problem
+from datamodels.report.validation_page import render, save_report
+from tests.test_subgroups import one_thread, planted, problem  # noqa: F401
+
+QUICK: dict[str, Any] = {"executor": "inline", "progress": False}
+RECIPE = Recipe(hidden=(8,), epochs=12, lr=0.1)
+
+
+def modes(n: int = 160, *, labelled: bool = True, seed: int = 0) -> tuple[Dataset, NDArray[Any]]:
+    """Class 0 has two hidden modes that need different rules, class 1 lies between; or labels are drawn by lot."""
+    rng = np.random.default_rng(seed)
+    mode = rng.integers(0, 4, n)
+    y = (mode >= 2).astype(np.int64)
+    centres = np.zeros((4, 6))
+    centres[:, :2] = [[3, 3], [-3, -3], [3, -3], [-3, 3]]
+    x = (rng.normal(size=(n, 6)) + centres[mode]).astype(np.float32)
+    if not labelled:
+        y = rng.integers(0, 2, n)
+    half = n // 2
+    return from_arrays("modes", x[:half], y[:half], x[half:], y[half:]), mode[:half]
+
+
+# -- stability -----------------------------------------------------------------------------------------------------------
+
+
+def of(data: Problem, k: int, components: int = 4) -> Subgroups:
+    masks, outputs = data.load()
+    return subgroups(
+        fit(masks=masks, outputs=outputs, estimator=Ridge(), progress=False), n_clusters=k, n_components=components
+    )
+
+
+def test_planted_clusters_are_stable_and_separate() -> None:
+    data, _ = problem()
+    found = cluster_stability(data, of(data, 3), n_refits=3, progress=False)
+    assert found.ari.low > 0.95
+    assert [one.word for one in found.clusters] == ["stable"] * 3
+    assert sum(one.size for one in found.clusters) == 90
+    assert found.separation.p == 0.01
+    json.dumps(found.to_dict())
+
+
+def test_clusters_of_noise_dissolve() -> None:
+    data, _ = problem(n_groups=0, per_group=60)
+    found = cluster_stability(data, of(data, 3), n_refits=3, progress=False)
+    assert found.ari.high < 0.2
+    assert {one.word for one in found.clusters} == {"dissolves"}
+
+
+def test_a_long_cloud_is_not_separate_and_a_gap_in_it_is() -> None:
+    rng = np.random.default_rng(0)
+    clouds = [rng.normal(size=(200, 4)) * [5, 1, 1, 1] for _ in range(10)]
+    p = [separation(cloud, 2, draws=39, seed=seed).p for seed, cloud in enumerate(clouds)]
+    assert sum(one > 0.05 for one in p) >= 8
+    clouds[0][:, 0] = 5 * np.sign(clouds[0][:, 0]) + rng.normal(size=200)
+    assert separation(clouds[0], 2, draws=39).p == 1 / 40
+
+
+def test_jaccard_is_of_the_best_cluster_and_noise_is_none() -> None:
+    members = np.array([1, 1, 1, 0, 0, 0], dtype=bool)
+    assert best_jaccard(members, np.array([5, 5, 7, 7, 7, 7])) == pytest.approx(2 / 3)
+    assert best_jaccard(members, np.array([-1, -1, -1, 2, 2, 2])) == 0
+
+
+# -- shuffled labels -----------------------------------------------------------------------------------------------------
+
+
+def test_shared_support_is_the_mean_cosine_of_pairs_weighted_by_class() -> None:
+    rng = np.random.default_rng(0)
+    weights, labels = rng.normal(size=(7, 5)), np.array([0, 0, 1, 1, 1])
+    unit = weights / np.linalg.norm(weights, axis=0)
+    shares = np.array([1 / 4, 1 / 4, 1 / 6, 1 / 6, 1 / 6])
+    cosines, pairs = unit.T @ unit, np.outer(shares, shares)
+    off = ~np.eye(5, dtype=bool)
+    assert shared_support(weights, labels) == pytest.approx((cosines * pairs)[off].sum() / pairs[off].sum())
+
+
+def test_shuffles_keep_strata_and_change_labels_alone() -> None:
+    data, _ = modes()
+    strata = tuple((np.arange(80) % 4).tolist())
+    task = TrainRecipe(RECIPE, data, splits=("train",))
+    design = Design(n_train=80, alpha=0.5, n_models=20)
+    job = ShuffledLabels(task, design, 0, strata)
+    assert job.dataset(0) is data
+    one, other = job.dataset(1), job.dataset(2)
+    assert (one.train.y != other.train.y).any()
+    assert one.train.x is data.train.x
+    for stratum in range(4):
+        members = np.array(strata) == stratum
+        assert one.train.y[members].sum() == data.train.y[members].sum()
+    plain = TrainRecipe(RECIPE, one, splits=("train",))
+    rows = np.array([3, 4])
+    masks = np.stack([design.mask(3), design.mask(4)])
+    mixed = job(np.array([19, 20 + 3, 20 + 4]))["train_margins"]
+    np.testing.assert_array_equal(mixed[1:], plain(rows, masks, design)["train_margins"])
+    assert (shuffled(data.train.y, None, np.random.default_rng(0)) != data.train.y).any()
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_learnable_labels_are_told_from_shuffled_ones(split: str, tmp_path: Path) -> None:
+    data, _ = modes()
+    task = TrainRecipe(RECIPE, data, splits=(split,))
+    found = permutation_null(task, folder=tmp_path / "s", shuffles=19, models=30, **QUICK)
+    assert found.p == 0.05
+    assert "does not show that subgroups exist" in found.words()
+    again = permutation_null(task, folder=tmp_path / "s", shuffles=19, models=30, **QUICK)
+    np.testing.assert_array_equal(again.null, found.null)
+    assert again.observed == found.observed
+
+
+def test_p_values_of_shuffled_labels_are_uniform_under_one_shared_null(tmp_path: Path) -> None:
+    """A small version of benchmarks/permutation.py."""
+    data, _ = modes(120)
+    how = {"models": 20, "folder": tmp_path / "pool", **QUICK}
+    recipe = Recipe(architecture="linear", epochs=6, lr=0.05)
+    pool = permutation_null(TrainRecipe(recipe, data), shuffles=60, **how)
+    p = []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 7])
+        parts = [replace(split, y=rng.permutation(split.y)) for split in (data.train, data.test)]
+        task = TrainRecipe(recipe, replace(data, train=parts[0], test=parts[1]))
+        p.append(permutation_null(task, shared=pool, **{**how, "folder": tmp_path / str(seed)}).p)
+    assert np.mean(np.array(p) > 0.05) >= 0.8
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def test_a_shared_null_of_other_data_is_refused(tmp_path: Path) -> None:
+    data, _ = modes()
+    pool = permutation_null(TrainRecipe(RECIPE, data), folder=tmp_path / "a", shuffles=19, models=20, **QUICK)
+    other = replace(data, train=replace(data.train, y=1 - data.train.y))
+    for task in (TrainRecipe(RECIPE, other), TrainRecipe(Recipe(hidden=(9,)), data)):
+        with pytest.raises(RequestError, match="shared null is of other"):
+            permutation_null(task, folder=tmp_path / "b", shared=pool, models=20, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shuffles": 9}, "19 shuffles or more"),
+        ({"models": 5}, "20 models or more"),
+        ({"within": [1, 2]}, "one stratum per example"),
+        ({"within": "labels"}, "no label can be shuffled"),
+        ({"design": Design(n_train=3, alpha=0.5)}, "3 training examples"),
+    ],
+)
+def test_bad_requests_of_the_null_say_what_is_legal(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    data, _ = modes()
+    given = {name: data.train.y if value == "labels" else value for name, value in options.items()}
+    with pytest.raises(RequestError, match=message):
+        permutation_null(TrainRecipe(RECIPE, data), folder=tmp_path / "s", **given, **QUICK)
+
+
+# -- confounders ---------------------------------------------------------------------------------------------------------
+
+
+def test_effects_equal_scipy_and_statsmodels_definitions() -> None:
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(0, 3, 300)
+    batch = np.where(rng.random(300) < 0.6, clusters, rng.integers(0, 3, 300))
+    size = clusters + rng.normal(size=300)
+    found = {one.column: one for one in confounding(clusters, {"batch": batch, "size": size}).columns}
+    table = pd.crosstab(clusters, batch).to_numpy()
+    chi2 = stats.chi2_contingency(table, correction=False)
+    assert found["batch"].p == pytest.approx(chi2.pvalue)
+    phi = max(0, chi2.statistic / 300 - 4 / 299)
+    assert found["batch"].effect == pytest.approx(np.sqrt(phi / (3 - 4 / 299 - 1)))
+    groups = [size[clusters == k] for k in range(3)]
+    assert found["size"].p == pytest.approx(stats.kruskal(*groups).pvalue)
+    f = stats.f_oneway(*groups).statistic
+    assert found["size"].effect == pytest.approx(2 * f / (2 * f + 297))
+    assert cramers_v(np.diag([50, 50, 50])) == pytest.approx(1, abs=0.01)
+
+
+def test_a_planted_confounder_is_named_and_others_are_not() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1, -1], 60)
+    frame = pd.DataFrame(
+        {
+            "batch": pd.Categorical(np.where(clusters == 1, "b", "a")),
+            "donor": rng.choice(list("abcdef"), 180),
+            "depth": rng.normal(size=180) + 2 * clusters,
+            "noise": np.where(rng.random(180) < 0.1, np.nan, rng.normal(size=180)),
+            "constant": 1,
+        }
+    )
+    found = confounding(clusters, frame)
+    assert {one.column for one in found.named()} == {"batch", "depth"}
+    batch = next(one for one in found.columns if one.column == "batch")
+    assert batch.effect > 0.95
+    assert batch.n == 120
+    assert "batch: strong association (Cramér's V = " in batch.words()
+    assert next(one for one in found.columns if one.column == "noise").n < 120
+    json.dumps(found.to_dict())
+
+
+def test_sparse_tables_are_permuted_and_their_p_is_uniform_enough() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1], 15)
+    p = [confounding(clusters, {"donor": rng.choice(list("abcdefgh"), 30)}).columns[0].p for _ in range(20)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.25
+    assert np.mean(p) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("clusters", "columns", "message"),
+    [
+        ([0, 0, -1], {"a": [1, 2, 3]}, "two clusters or more"),
+        ([0, 1], {"a": [1]}, r"column 'a' has shape \(1,\)"),
+        ([0, 1], {}, "columns are empty"),
+    ],
+)
+def test_bad_columns_are_refused(clusters: list[int], columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        confounding(clusters, columns)
+
+
+# -- markers -------------------------------------------------------------------------------------------------------------
+
+
+def test_markers_equal_scipy() -> None:
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(-1, 3, 120)
+    x = rng.poisson(1.0, size=(120, 9)).astype(float)  # many ties
+    x[clusters == 1, 4] += 2
+    x[:, 8] = 3
+    found = markers(x, clusters, [f"g{i}" for i in range(9)])
+    for k, number in enumerate(found.clusters):
+        inside, outside = x[clusters == number], x[clusters != number]
+        expected = stats.mannwhitneyu(inside[:, :8], outside[:, :8], method="asymptotic", axis=0)
+        np.testing.assert_allclose(found.p[k, :8], expected.pvalue, rtol=1e-10)
+        np.testing.assert_allclose(found.auc[k, :8], expected.statistic / (len(inside) * len(outside)))
+        np.testing.assert_allclose(found.q[k], stats.false_discovery_control(found.p[k]))
+    assert (found.auc[:, 8] == 0.5).all()
+    assert (found.p[:, 8] == 1).all()
+    assert found.of(1, fdr=0.01)[0]["feature"] == "g4"
+    same = markers(sparse.csr_matrix(x), clusters)
+    np.testing.assert_array_equal(same.p, found.p)
+
+
+def test_markers_within_a_class_are_not_those_of_the_class() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    clusters = np.repeat([0, 1, 2, 3], 50)
+    x = rng.normal(size=(200, 2))
+    x[:, 0] += 5 * labels
+    x[:, 1] += 5 * (clusters % 2)
+    assert {row["feature"] for row in markers(x, clusters, ["class", "mode"]).of(0)} == {"class", "mode"}
+    assert [row["feature"] for row in markers(x, clusters, ["class", "mode"], labels=labels).of(0)] == ["mode"]
+    with pytest.raises(RequestError, match="all of its class"):
+        markers(x, labels, labels=labels)
+    with pytest.raises(RequestError, match="there is no cluster 9"):
+        markers(x, clusters).of(9)
+
+
+# -- transfer ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_modes_do_not_carry_over_and_random_halves_do(tmp_path: Path) -> None:
+    data, mode = modes(240)
+    task = TrainRecipe(RECIPE, data)
+    found = transfer(task, np.where(mode >= 2, 2, mode), folder=tmp_path / "a", replicates=6, **QUICK)
+    assert {(pair.label, pair.source, pair.to) for pair in found.pairs} == {(0, 0, 1), (0, 1, 0)}
+    assert len(found.dropping) == 2
+    assert all(pair.drop.value > 0.3 for pair in found.pairs)
+    random = np.random.default_rng(5).integers(0, 2, len(mode))
+    even = transfer(task, random, folder=tmp_path / "b", pairs=[(0, 1)], replicates=6, **QUICK)
+    assert not even.dropping
+    assert all(pair.drop.value < 0.2 for pair in even.pairs)
+    json.dumps(found.to_dict())
+
+
+def test_models_for_transfer_see_what_they_should(tmp_path: Path) -> None:
+    data, mode = modes(240)
+    y = data.train.y
+    transfer(TrainRecipe(RECIPE, data), mode, folder=tmp_path, pairs=[(0, 1)], replicates=2, **QUICK)
+    masks = Store.open(tmp_path).masks()
+    for one, mixed in zip(masks[::2], masks[1::2], strict=True):
+        assert one[y == 1].all()
+        assert mixed[y == 1].all()
+        assert not one[mode == 1].any()
+        assert one[y == 0].sum() == mixed[y == 0].sum()
+        assert mixed[mode == 1].any()
+        assert (~mixed[mode == 1]).sum() >= (mode == 1).sum() // 2
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"),
+    [([0, 1], "cluster number of each training example"), ("ones", "no class has two subgroups")],
+)
+def test_clusters_that_cannot_be_transferred_are_refused(clusters: Any, message: str, tmp_path: Path) -> None:
+    data, mode = modes()
+    given = np.ones_like(mode) if clusters == "ones" else clusters
+    with pytest.raises(RequestError, match=message):
+        transfer(TrainRecipe(RECIPE, data), given, folder=tmp_path, **QUICK)
+
+
+# -- all of it -----------------------------------------------------------------------------------------------------------
+
+
+def whole(tmp_path: Path, *, labelled: bool, **options: Any) -> tuple[Validation, NDArray[Any]]:
+    data, mode = modes(240, labelled=labelled)
+    task = TrainRecipe(RECIPE, data, splits=("train",))
+    design = Design(n_train=task.n_train, alpha=0.5, n_models=500)
+    store = Store.create(tmp_path / "runs", schema=task.schema, design=design)
+    assert train(store, task, **QUICK).ok
+    rows = Problem.build(store, outputs_key="train_margins")
+    attribution = fit(store, Ridge(), outputs_key="train_margins", progress=False)
+    groups = subgroups(attribution, n_clusters=4 if labelled else 3, n_components=4)
+    options = {"columns": {"mode": mode.astype(str)}, **options} if labelled else options
+    found = validate(
+        rows, groups, task=task, folder=tmp_path / "check", n_refits=4, shuffles=19, null_models=40, replicates=4,
+        x=data.train.flat, **options, **QUICK,
+    )  # fmt: skip
+    return found, mode
+
+
+def test_planted_subgroups_hold_and_what_they_are_is_named(tmp_path: Path) -> None:
+    from sklearn.metrics import adjusted_rand_score
+
+    found, mode = whole(tmp_path, labelled=True)
+    assert adjusted_rand_score(mode, found.groups.clusters) > 0.9
+    words = {one.question: one.word for one in found.verdicts()}
+    assert words.pop("Clusters are no known confounder") == "does not hold"
+    assert set(words.values()) == {"holds"}
+    assert "mode: strong association (Cramér's V = 0.9" in found.report()
+    free = replace(found, confounders=None)
+    assert free.holds
+    assert (
+        free.summary()
+        == "The subgroups passed every check that was made. Not tested: Clusters are no known confounder."
+    )
+    page = save_report(found, tmp_path / "page.html").read_text()
+    assert "does not hold" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    json.dumps(found.to_dict())
+
+
+def test_labels_drawn_by_lot_do_not_pass(tmp_path: Path) -> None:
+    found, _ = whole(tmp_path, labelled=False)
+    assert found.null is not None
+    assert found.null.p > 0.05
+    assert not found.holds
+    assert "Do not report these subgroups" in found.summary()
+    assert "Datamodels of shuffled labels agree as well as these do" in found.report()
+
+
+def test_without_the_recipe_the_report_says_what_was_not_tested() -> None:
+    data, labels = problem()
+    found = validate(data, of(data, 3), labels=labels, n_refits=3, progress=False)
+    assert not found.holds
+    text = found.report()
+    assert "too little was tested" in text or "the labels again" in text
+    assert "Datamodels depend on the labels: NOT TESTED" in text
+    assert "the clusters are the labels again, nothing hidden" in text
+    assert "not tested" in render(found)
+    with pytest.raises(RequestError, match="task and folder go together"):
+        validate(data, of(data, 3), task=TrainRecipe(RECIPE, modes()[0]))
+    with pytest.raises(RequestError, match="labels have shape"):
+        validate(data, of(data, 3), labels=[1])
+
+
+def test_the_command_reports_and_writes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    masks, outputs, labels = planted()
+    design = Design.explicit(masks)
+    store = Store.create("s", schema={"margins": {"shape": (outputs.shape[1],), "dtype": "float32"}}, design=design)
+    store.write_rows(list(range(len(masks))), {"margins": list(outputs.astype(np.float32))})
+    fit(store, Ridge(), progress=False).save("a.h5ad")
+    pd.DataFrame({"batch": labels, "name": [f"t{i}" for i in range(len(labels))]}).to_csv("known.csv", index=False)
+    arguments = [
+        "validate",
+        "a.h5ad",
+        "--clusters",
+        "stability",
+        "--columns",
+        "known.csv",
+        "--refits",
+        "3",
+        "--out",
+        "page.html",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli_main([*arguments, "--json"])
+    assert ended.value.code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["n_clusters"] == 3
+    assert [row["column"] for row in facts["confounders"]["columns"]] == ["batch"]
+    assert Path("page.html").is_file()
+    for extra, message in (
+        (["--column", "donor"], "has no column 'donor'"),
+        (["--clusters", "few"], "give a number, or 'stability'"),
+        (["--out", "page.txt"], "must end in .html"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli_main([*arguments, *extra])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
