@@ -225,7 +225,8 @@ def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str])
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names == {
         "init", "train", "status", "verify", "extend", "merge", "fit", "evaluate", "curve", "neighbours", "subgroups",
-        "report", "demo", "select", "stability", "intervals", "pilot",
+        "report", "demo", "select", "stability", "intervals", "pilot", "validate", "trak", "calibrate",
+        "explore",
     }  # fmt: skip
     for name in names:
         with pytest.raises(SystemExit) as ended:

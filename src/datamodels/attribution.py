@@ -291,7 +291,7 @@ class Attribution:
             target_facts=target_facts,
             train_facts=train_facts,
             train_columns=data.obs["train_column"].to_numpy() if "train_column" in data.obs else None,
-            provenance=_from_json(data.uns[_UNS]["provenance"], data.uns[_UNS].get("arrays", {})),
+            provenance=provenance_from(data.uns[_UNS]["provenance"], data.uns[_UNS].get("arrays", {})),
         )
 
     def export_pt(self, path: str | Path) -> Path:
@@ -370,7 +370,9 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
         raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
 
 
-def _from_json(text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_from(text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance from its JSON text and its table of arrays."""
+
     def back(item: dict[str, Any]) -> Any:
         return np.asarray(arrays[item[_ARRAY]]) if set(item) == {_ARRAY} else item
 

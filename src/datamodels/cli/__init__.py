@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from datamodels.cli import fits, looking, pilot, selecting, stores
+from datamodels.cli import explore, fits, looking, pilot, selecting, stores, trak, validating
 from datamodels.errors import DatamodelsError, first_line
 from datamodels.version import __version__
 
@@ -34,10 +34,10 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 for _command in (
     stores.init, stores.train, stores.status, stores.verify, stores.extend, stores.merge,
-    pilot.pilot,
-    fits.fit, fits.evaluate, fits.curve,
+    pilot.pilot, trak.trak,
+    fits.fit, fits.evaluate, fits.curve, fits.calibrate,
     selecting.select, selecting.stability, selecting.intervals,
-    looking.neighbours, looking.subgroups, looking.report, looking.demo,
+    looking.neighbours, looking.subgroups, looking.report, explore.explore, looking.demo, validating.validate,
 ):  # fmt: skip
     app.command()(_command)
 

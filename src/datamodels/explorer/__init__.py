@@ -1,0 +1,7 @@
+"""One page about a run: a map of targets, what drives each, what each training example does, and what if. Served, or as a file."""
+
+from datamodels.explorer.export import export
+from datamodels.explorer.gather import gather
+from datamodels.explorer.server import app, serve
+
+__all__ = ["app", "export", "gather", "serve"]

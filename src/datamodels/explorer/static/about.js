@@ -1,0 +1,38 @@
+// What was run, whether it is right, and what can be taken away.
+
+import {el, figure, saveCsv} from "./dom.js"
+import {targetRows} from "./map.js"
+import {lines} from "./chart.js"
+import {term} from "./words.js"
+
+function scores(attributions) {
+  const scored = attributions.some((a) => a.lds);
+  return el("div", { class: "scroll" }, el("table", { class: "wide" },
+    el("thead", null, el("tr", null, el("th", null, "attribution"), el("th", null, "estimator"), el("th", null, "units"), scored && [el("th", null, term("LDS")), el("th", null, term("interval")), el("th", null, term("ceiling"))], el("th", null, "nonzero weights, median"))),
+    el("tbody", null, attributions.map((a) => el("tr", null, el("th", { scope: "row" }, a.name), el("td", null, a.estimator), el("td", null, a.units),
+      scored && [el("td", null, el("strong", null, figure(a.lds?.value))), el("td", null, a.lds ? `${figure(a.lds.low)} to ${figure(a.lds.high)}` : "–"), el("td", null, figure(a.lds?.ceiling))],
+      el("td", null, figure(a.n_nonzero_median), a.cut ? ` (the ${a.cut} strongest are kept here)` : ""))))));
+}
+
+export async function aboutView(source) {
+  const { about } = source, { curve } = about;
+  const everyone = Array.from({ length: about.n_targets }, (_, i) => i);
+  const node = el("article", null, el("header", { class: "heading" }, el("h1", { tabindex: "-1" }, "About this run")),
+    el("section", { class: "panel" }, el("h2", null, "Is it right?"),
+      el("p", { class: "quiet" }, "An attribution is right when it predicts models that it has never seen; the ", term("LDS"), " measures that."), scores(about.attributions),
+      curve && lines({ title: "LDS against models", series: [{ x: curve.sizes, y: curve.lds, low: curve.low, high: curve.high }], xlabel: "models", ylabel: "LDS", log: curve.sizes.length > 1, zero: true,
+        level: curve.ceiling ? { at: curve.ceiling, name: "ceiling" } : null })),
+    el("div", { class: "columns" },
+      el("section", { class: "panel" }, el("h2", null, "What was run"), el("table", { class: "facts" }, el("tbody", null,
+        [["targets", about.n_targets.toLocaleString("en")], ["training examples", about.n_train.toLocaleString("en")], ...about.facts, ["made", about.created?.slice(0, 16).replace("T", " ")]]
+          .filter(([, value]) => value).map(([name, value]) => el("tr", null, el("th", { scope: "row" }, name), el("td", null, String(value))))))),
+      el("section", { class: "panel" },
+        about.commands?.length && [el("h2", null, "To make it again"), el("pre", { tabindex: "0" }, about.commands.join("\n"))],
+        el("h2", null, "To take away"),
+        el("div", { class: "buttons" }, el("button", { type: "button", onclick: async () => saveCsv("targets.csv", await targetRows(source, everyone)) }, "Targets, CSV"),
+          source.served && ["targets", "train"].map((side) => el("a", { class: "button", href: `api/table/${side}.parquet`, download: true }, `${side === "train" ? "Training examples" : "Targets"}, Parquet`)),
+          source.served && about.maps.length > 0 && el("a", { class: "button", href: "api/atlas.parquet", download: true }, "Parquet for Embedding Atlas")),
+        el("h2", null, "Keys"), el("table", { class: "facts" }, el("tbody", null, [["/", "search"], ["← ↑ → ↓", "on the map: the nearest point in that direction"], ["Enter", "open the chosen target"], ["Esc", "leave the search, or go back to the map"]]
+          .map(([key, what]) => el("tr", null, el("th", { scope: "row" }, el("kbd", null, key)), el("td", null, what))))))));
+  return { node, title: "About" };
+}

@@ -1,0 +1,388 @@
+"""The explorer in a real headless Chromium: an exported file and a served run show what Python computes, and ask nobody else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from datamodels import Attribution, datasets
+from datamodels.explorer import app, export, gather
+from datamodels.explorer.content import Content
+from datamodels.explorer.verify import Verifier
+from tests.browser import Browser
+from tests.test_explorer import DATA, HOSTILE, content, folder
+
+pytestmark = pytest.mark.browser
+__all__ = ["content", "folder"]  # fixtures: a run of 40 targets and 60 training examples
+
+VIEWS = ("map?s=3.1.1", "target/3", "train", "train/5", "groups", "whatif?w=1.1.1", "compare?t=3", "about")
+STATE = "explorer.state"
+PLOT = "document.querySelector('.js-plotly-plot')"
+
+
+class Opened(NamedTuple):
+    """A page and where it may ask."""
+
+    browser: Browser
+    address: str
+    origin: str
+
+    def go(self, hash_: str = "") -> None:
+        self.browser.call(
+            "Page.navigate", url="about:blank"
+        )  # an address that differs in its hash alone is not loaded again
+        self.browser.events.clear()
+        self.browser.open(f"{self.address}#/{hash_}")
+
+    def show(self, hash_: str) -> None:
+        """Another address without loading the page again."""
+        drawn = self.run("explorer.drawn")
+        self.run(f"location.hash = '#/about'; location.hash = {json.dumps('#/' + hash_)}")
+        self.browser.until(
+            f"explorer.drawn > {drawn} && explorer.addressOf({{}}).startsWith({json.dumps('#/' + hash_.split('?')[0])})"
+        )
+
+    def run(self, expression: str) -> Any:
+        return self.browser.run(expression)
+
+    def click(self, selector: str) -> None:
+        """Click an element and wait for the view that it leads to."""
+        drawn = self.run("explorer.drawn")
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        self.browser.until(f"explorer.drawn > {drawn}")
+
+    def point(self, i: int) -> tuple[float, float]:
+        """Where a target is in the window."""
+        return tuple(  # type: ignore[return-value]
+            self.run(
+                f"(() => {{ const p = {PLOT}, box = p.getBoundingClientRect(), at = (v, [a, b]) => (v - a) / (b - a);"
+                f"return [box.left + at(p.data[0].x[{i}], p.layout.xaxis.range) * box.width,"
+                f"box.top + (1 - at(p.data[0].y[{i}], p.layout.yaxis.range)) * box.height]; }})()"
+            )
+        )
+
+    def quiet(self) -> None:
+        assert self.browser.complaints(self.origin) == []
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def exported(content: Content, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return export(content, tmp_path_factory.mktemp("exported") / "out.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def served(content: Content) -> Iterator[str]:
+    import uvicorn
+
+    made = app(content, verifier=Verifier(content, executor="inline"))
+    server = uvicorn.Server(uvicorn.Config(made, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(params=["exported", "served"])
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Opened]:
+    yield _opened(browser, request.getfixturevalue(request.param))
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+@pytest.fixture
+def file(browser: Browser, exported: str) -> Opened:
+    return _opened(browser, exported)
+
+
+@pytest.fixture
+def site(browser: Browser, served: str) -> Opened:
+    return _opened(browser, served)
+
+
+def _opened(browser: Browser, address: str) -> Opened:
+    return Opened(browser, address, "file:" if address.startswith("file:") else address)
+
+
+def test_every_view_draws_and_asks_nobody(page: Opened) -> None:
+    page.go()
+    for view in VIEWS:
+        page.show(view)
+        assert page.run(f"{STATE}.view") == view.split("/")[0].split("?")[0]
+        assert page.run("document.querySelectorAll('#content .panel').length") >= 1
+        assert page.run("document.querySelectorAll('#content [role=alert]:not(:empty)').length") == 0
+        page.quiet()
+
+
+def test_an_export_is_there_in_three_seconds(file: Opened) -> None:
+    times = []
+    for _ in range(2):
+        file.go()
+        times.append(file.run("performance.now()"))
+    assert min(times) < 3000
+    assert file.run(f"{PLOT}.data[0].x.length") == 40
+    assert file.run("document.title").endswith("A small run")
+
+
+def test_colours_and_filters(page: Opened) -> None:
+    page.go()
+    colours = f"JSON.stringify({PLOT}.data[0].marker.color)"
+    before = page.run(colours)
+    assert page.run("document.querySelectorAll('.legend button').length") == len(
+        np.unique(datasets.load(DATA).test.hidden)
+    )
+    page.run("document.querySelector('.legend button').click()")
+    page.browser.until(f"{PLOT}.data[0].x.includes(null)")
+    assert page.run("document.querySelector('.legend button').getAttribute('aria-pressed')") == "false"
+    assert "h=" in page.run("location.hash")
+    drawn = page.run("explorer.drawn")
+    page.run(
+        "const s = document.querySelector('.choices select'); s.value = 'mean output'; s.dispatchEvent(new Event('change'))"
+    )
+    page.browser.until(f"explorer.drawn > {drawn}")
+    assert page.run(colours) != before
+    assert page.run("document.querySelectorAll('.bar-legend .ends span').length") == 3
+    assert "c=mean+output" in page.run("location.hash")
+    page.quiet()
+
+
+def test_the_map_without_a_mouse(page: Opened, content: Content) -> None:
+    page.go("map?t=0")
+    places = content.map(0)
+    page.run("document.querySelector('.map-box').focus()")
+    for key, axis, sign in (("ArrowRight", 0, 1), ("ArrowUp", 1, 1), ("ArrowLeft", 0, -1), ("ArrowDown", 1, -1)):
+        start = page.run(f"{STATE}.target")
+        page.browser.press(key)
+        end = page.run(f"{STATE}.target")
+        assert end == start or sign * (places[end, axis] - places[start, axis]) > 0
+    chosen = page.run(f"{STATE}.target")
+    assert page.run("document.getElementById('said').textContent").startswith(f"target {chosen}")
+    page.browser.press("Enter")
+    page.browser.until(f"{STATE}.view === 'target' && document.querySelector('h1')?.textContent.startsWith('Target')")
+    assert page.run(f"{STATE}.index") == chosen
+    page.browser.press("Escape")
+    page.browser.until("document.querySelector('.ring')")
+    assert page.run(f"[{STATE}.view, {STATE}.target]") == ["map", chosen]
+    page.quiet()
+
+
+def test_the_map_by_mouse(page: Opened) -> None:
+    page.go()
+    page.browser.drag(page.point(7))
+    page.browser.until(f"Number.isInteger({STATE}.target)")
+    chosen = page.run(f"{STATE}.target")
+    np.testing.assert_allclose(page.point(chosen), page.point(7), atol=8)
+    page.browser.drag(page.point(7))
+    page.browser.until(f"{STATE}.view === 'target'")
+    assert page.run(f"{STATE}.index") == chosen
+    page.quiet()
+
+
+def test_a_selection_and_what_would_hurt_it(page: Opened, folder: Path) -> None:
+    page.go()
+    page.run("document.querySelector('[data-mode=select]').click()")
+    left, top, right, bottom = page.run(f"(b => [b.left, b.top, b.right, b.bottom])({PLOT}.getBoundingClientRect())")
+    page.browser.drag((left + 3, top + 3), (right - 3, bottom - 3))
+    page.browser.until(f"{STATE}.selection.length === 40")
+    page.browser.until("document.querySelector('.side').textContent.includes('40 targets selected')")
+    weights = np.maximum(Attribution.load(folder / "lasso.h5ad").weights.astype(np.float32), 0).astype(np.float64)
+    total = weights.sum(axis=1)
+    page.run("[...document.querySelectorAll('.side button')].find(b => b.textContent.includes('top helpers')).click()")
+    page.browser.until(f"{STATE}.view === 'whatif'")
+    chosen = page.run(f"{STATE}.whatif")
+    assert sorted(chosen) == sorted(np.argsort(-total, kind="stable")[:20].tolist())
+    page.quiet()
+
+
+def test_a_target_shows_its_weights(page: Opened, folder: Path) -> None:
+    page.go("target/3")
+    weights = Attribution.load(folder / "lasso.h5ad").weights[:, 3]
+    helpful = np.argsort(-weights, kind="stable")[: min(12, int((weights > 0).sum()))]
+    links = page.run(
+        "[...document.querySelectorAll('.pair .panel:first-child .row')].map(a => a.getAttribute('href').split('?')[0])"
+    )
+    assert links == [f"#/train/{j}" for j in helpful]
+    assert page.run("document.querySelectorAll('.whisker').length") > 0
+    assert page.run("[...document.querySelectorAll('.thumb')].every(t => t.offsetWidth >= 24)")
+    page.quiet()
+
+
+def test_what_if_is_what_python_computes(page: Opened, content: Content) -> None:
+    page.go("train/5")
+    page.run("[...document.querySelectorAll('button')].find(b => b.textContent === 'Add to the what-if list').click()")
+    page.browser.until(f"{STATE}.whatif.length === 1")
+    page.click("nav a:nth-child(4)")
+    page.run("const i = document.querySelector('input[name=ids]'); i.value = '17, 3'; i.form.requestSubmit()")
+    page.browser.until(f"{STATE}.whatif.length === 3 && document.querySelectorAll('.chips li').length === 3")
+    for add in (False, True):
+        expected = content.whatif(content.attribution("lasso"), [3, 5, 17], add=add)[0]
+        page.show(f"whatif?w=3.2.c{'&add=1' if add else ''}")
+        assert page.run(f"{STATE}.whatif") == [3, 5, 17]
+        found = page.run(
+            f"explorer.source.whatif('lasso', Int32Array.from({STATE}.whatif), {STATE}.add).then(a => [...a.predicted])"
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        words = page.run("document.getElementById('told').textContent")
+        assert f"of {(expected < 0).sum()} target" in words
+        assert f"{(expected > 0).sum()} rise" in words
+    page.quiet()
+
+
+def test_intervals_of_a_calibrated_attribution(site: Opened) -> None:
+    site.go("whatif?w=3.2.c&a=ridge")
+    assert site.run("document.querySelectorAll('.whisker').length") > 0
+    site.quiet()
+
+
+def test_two_attributions_agree_as_python_says(page: Opened, content: Content) -> None:
+    page.go("compare?t=3")
+    lasso, ridge = content.attributions
+    expected = content.agreement(lasso, ridge)
+    for name in ("overlap", "cosine"):
+        found = page.run(
+            f"explorer.source.agreement('lasso', 'ridge').then(a => [...a.{name}].map(v => isNaN(v) ? null : v))"
+        )
+        np.testing.assert_allclose(np.array(found, dtype=float), expected[name], atol=1e-5)
+    assert page.run("document.querySelectorAll('.pair .panel').length") == 2
+    page.quiet()
+
+
+def test_search(page: Opened) -> None:
+    page.go()
+    page.browser.press("/")
+    assert page.run("document.activeElement.id") == "search"
+    page.browser.press("7")
+    page.browser.until("document.querySelectorAll('#found [role=option]').length > 2")
+    page.browser.press("ArrowDown")
+    assert page.run("document.getElementById('search').getAttribute('aria-activedescendant')") == "found-0"
+    page.browser.press("Enter")
+    page.browser.until(f"{STATE}.view === 'target'")
+    assert page.run(f"{STATE}.index") == 7
+    page.quiet()
+
+
+def test_the_address_holds_the_state(page: Opened) -> None:
+    page.go("map?c=class&t=4&s=2.3.1&w=1.a&b=lasso&a=ridge")
+    wanted = {
+        "view": "map", "colour": "class", "target": 4, "selection": [2, 5, 6], "whatif": [1, 11], "attribution": "ridge", "other": "lasso",
+    }  # fmt: skip
+    assert page.run(STATE) | wanted == page.run(STATE)
+    page.click("nav a:nth-child(3)")
+    page.run("history.back()")
+    page.browser.until(f"{STATE}.view === 'map'")
+    address = page.run("location.hash")
+    page.browser.events.clear()
+    page.browser.call("Page.reload")
+    page.browser.until("window.explorer && document.body.dataset.ready === 'true'")
+    assert page.run("location.hash") == address
+    assert page.run(STATE) | wanted == page.run(STATE)
+    page.go("target/4000?a=nothing&t=-1&s=zz.zz&w=../..")
+    assert page.run(f"[{STATE}.view, {STATE}.attribution, {STATE}.target, {STATE}.whatif]") == [
+        "map",
+        "lasso",
+        None,
+        [],
+    ]
+    page.quiet()
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_no_view_is_wider_than_its_window(file: Opened, width: int) -> None:
+    file.browser.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+    file.go()
+    for view in VIEWS:
+        file.show(view)
+        assert file.run("document.documentElement.scrollWidth") <= width, view
+    file.browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_dark_and_light(page: Opened) -> None:
+    back = "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
+    page.browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.go()
+    assert max(page.run(back)) < 60
+    page.click(".theme")
+    assert min(page.run(back)) > 200
+    page.go()
+    assert min(page.run(back)) > 200
+    page.run("localStorage.clear()")
+    page.quiet()
+
+
+def test_hostile_labels_are_text(browser: Browser, tmp_path: Path) -> None:
+    names = np.array([HOSTILE, "plain", "<img src=x onerror=alert(1)>", "</SCRIPT>"] * 2)
+    Attribution(
+        np.random.default_rng(0).normal(size=(6, 8)),
+        np.zeros(8),
+        {"label": names, HOSTILE.replace("/", ""): names, "id": names, "text": names},
+        provenance={"estimator": {"name": HOSTILE}},
+    ).save(tmp_path / "a.h5ad")
+    hostile = _opened(browser, export(gather(tmp_path / "a.h5ad", progress=False), tmp_path / "out.html").as_uri())
+    hostile.go()
+    for view in ("map?s=1.1", "target/2", "train/1", "groups", "whatif?w=1", "about"):
+        hostile.show(view)
+        assert hostile.run("document.querySelectorAll('body img, main script').length") == 0
+        hostile.quiet()
+    hostile.show("target/2")
+    assert "<img src=x onerror=alert(1)>" in hostile.run("document.querySelector('h1').textContent")
+    hostile.show("map")
+    hostile.run(f"{PLOT}.emit('plotly_hover', {{points: [{{pointIndex: 2}}], event: {{clientX: 5, clientY: 5}}}})")
+    assert "<img src=x onerror=alert(1)>" in hostile.run("document.getElementById('card').textContent")
+    browser.press("/", "i", "m", "g")
+    browser.until("document.querySelectorAll('#found [role=option]').length > 0")
+    assert hostile.run("document.querySelectorAll('body img').length") == 0
+    hostile.quiet()
+
+
+def test_downloads(page: Opened, content: Content, tmp_path: Path) -> None:
+    page.browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.go()
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        page.run(
+            f"[...document.querySelectorAll('.tools button')].find(b => b.textContent === '{kind.upper()}').click()"
+        )
+        assert _downloaded(tmp_path / f"map.{kind}")[: len(start)] == start
+    page.go("whatif?w=3.2.c")
+    page.run("[...document.querySelectorAll('button')].find(b => b.textContent === 'CSV of every target').click()")
+    rows = list(csv.DictReader(_downloaded(tmp_path / "whatif.csv").decode().splitlines()))
+    found = [float(row["predicted_change"]) for row in rows]
+    np.testing.assert_allclose(found, content.whatif(content.attribution("lasso"), [3, 5, 17], add=False)[0], atol=1e-6)
+    page.quiet()
+
+
+def _downloaded(file: Path) -> bytes:
+    end = time.monotonic() + 20
+    while not (file.is_file() and file.stat().st_size):
+        assert time.monotonic() < end, f"{file.name} did not come"
+        time.sleep(0.05)
+    return file.read_bytes()
+
+
+def test_verification_retrains(site: Opened, file: Opened) -> None:
+    site.go("whatif?w=3.2.c")
+    site.run("const n = document.querySelector('input[name=runs]'); n.value = 2; n.form.requestSubmit()")
+    site.browser.until("document.getElementById('verdict')", 60)
+    assert site.run("document.querySelectorAll('#verify .chart .dot').length") == 40
+    assert "v=" in site.run("location.hash")
+    site.browser.call("Page.reload")
+    site.browser.until("document.getElementById('verdict')")  # the address knows the verification
+    site.quiet()
+    file.go("whatif?w=3.2.c")
+    assert "datamodels explore" in file.run("document.querySelector('#verify code').textContent")
