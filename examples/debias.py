@@ -174,7 +174,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.barh([row["method"] for row in rows], worst, xerr=error, color="lightsteelblue", label="worst group")
     axes.plot([row["accuracy"] for row in rows], range(len(rows)), "ko", label="all examples")
     axes.set(xlim=(0, 1), xlabel="accuracy on the report split")
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -185,7 +185,7 @@ def grid(path: Path, data: Dataset, alignment: NDArray[np.float64], wide: int = 
     for axes, i in zip(figure.subplots(4, wide).ravel(), [*order[: 2 * wide], *order[-2 * wide :]], strict=True):
         axes.imshow(np.asarray(data.train.images)[i], cmap="gray", vmin=0, vmax=255)
         axes.set_title(data.class_names[data.train.y[i]], fontsize=8)
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
 
 

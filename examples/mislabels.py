@@ -184,7 +184,7 @@ def grid(path: Path, data: Dataset, right: NDArray[np.int64], suspicion: NDArray
         label = int(data.train.y[i])
         axes.imshow(np.asarray(data.train.images)[i], cmap="gray", vmin=0, vmax=255)
         axes.set_title(data.class_names[label], fontsize=8, color="black" if label == right[i] else "tab:red")
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
 
 
