@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from datamodels.errors import RequestError
 
@@ -50,10 +58,20 @@ def size(batch: Batch) -> int:
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Examples start..stop-1 of a batch of tensors."""
+    """Examples start..stop-1 of a batch; values without an axis are of all of them."""
+
+    def some(value: Any) -> Any:
+        per_example = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
+        return value[start:stop] if per_example else value
+
     if isinstance(batch, Mapping):
-        return {key: value[start:stop] for key, value in batch.items()}
-    return tuple(value[start:stop] for value in batch)
+        return {key: some(value) for key, value in batch.items()}
+    return tuple(some(value) for value in batch)
+
+
+def raw(value: Tensor) -> memoryview:
+    """The bytes of a tensor's values."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def count(loader: Iterable[Batch]) -> int:
@@ -64,6 +82,33 @@ def count(loader: Iterable[Batch]) -> int:
     RequestError
         for a loader that shuffles, drops examples, can be read only once, or is empty.
     """
+    n = _known_count(loader)
+    return _at_least_one(sum(size(batch) for batch in loader) if n is None else n)
+
+
+def identity(loader: Iterable[Batch]) -> tuple[int, str]:
+    """Examples of a pass, and a hash of their tensors, however they are cut into batches. Raises as `count` does."""
+    _known_count(loader)
+    n = 0
+    hashes: dict[Any, Any] = {}
+    kinds: dict[Any, str] = {}
+    for batch in loader:
+        n += size(batch)
+        given = on(batch, torch.device("cpu"))
+        for key, value in given.items() if isinstance(given, dict) else enumerate(given):
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                continue
+            one, kind = hashes.setdefault(key, hashlib.sha256()), f"{value.dtype} {tuple(value.shape[1:])}\n"
+            if kinds.get(key) != kind:
+                one.update(kind.encode())
+                kinds[key] = kind
+            one.update(raw(value))
+    whole = "\n".join(f"{key} {one.hexdigest()}" for key, one in hashes.items())
+    return _at_least_one(n), hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _known_count(loader: Iterable[Batch]) -> int | None:
+    """Examples of a loader that says so; a RequestError for one whose passes cannot be the same."""
     if iter(loader) is loader:
         raise RequestError(
             "the loader can be read only once, and every checkpoint needs a pass; give a list of batches or a DataLoader"
@@ -71,15 +116,16 @@ def count(loader: Iterable[Batch]) -> int:
     if isinstance(loader, DataLoader):
         batched = loader.batch_sampler if isinstance(loader.batch_sampler, BatchSampler) else None
         sampler = batched.sampler if batched else loader.sampler
-        if isinstance(sampler, RandomSampler):
+        if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
             raise RequestError(
-                "the loader shuffles, so rows would belong to other examples; make it with shuffle=False"
+                f"the loader shuffles ({type(sampler).__name__}), so rows would belong to other examples; make it with "
+                "shuffle=False, of a torch.utils.data.Subset for some of the examples"
             )
         if loader.drop_last or (batched and batched.drop_last):
             raise RequestError("the loader drops the last examples; make it with drop_last=False")
         if type(batched) is BatchSampler and isinstance(sampler, SequentialSampler):
-            return _at_least_one(len(sampler))
-    return _at_least_one(sum(size(batch) for batch in loader))
+            return len(sampler)
+    return None
 
 
 def _at_least_one(n: int) -> int:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +69,9 @@ class Features:
     def _arrays(n: int, dim: int) -> tuple[tuple[str, tuple[int, ...], type], ...]:
         return (("features.npy", (n, dim), np.float32), ("weights.npy", (n,), np.float32), ("done.npy", (n,), np.uint8))
 
-    def rows(self) -> NDArray[np.float32]:
-        """(n, dim), read-only and not loaded; rows that are not done hold anything."""
-        return self._read("features.npy")
+    def rows(self, *, writable: bool = False) -> NDArray[np.float32]:
+        """(n, dim), read-only unless told and not loaded; rows that are not done hold anything."""
+        return self._read("features.npy", "r+" if writable else "r")
 
     def weights(self) -> NDArray[np.float32]:
         """Q of each row, (n,)."""
@@ -81,9 +81,9 @@ class Features:
         """Which rows are there at this moment, (n,)."""
         return np.array(self._read("done.npy")).astype(bool)
 
-    def _read(self, name: str) -> NDArray[Any]:
+    def _read(self, name: str, mode: Literal["r", "r+"] = "r") -> NDArray[Any]:
         try:
-            found = np.load(self.path / name, mmap_mode="r")
+            found = np.load(self.path / name, mmap_mode=mode)
         except (OSError, ValueError) as error:
             raise CorruptStoreError(f"cannot read {str(self.path / name)!r}: {first_line(error)}") from None
         shape = (self.n, self.dim) if name == "features.npy" else (self.n,)
@@ -177,7 +177,11 @@ def _compare(path: Path, mine: Mapping[str, Any]) -> None:
         raise newer_format(f"the features at {str(path)!r}", version, FORMAT_VERSION)
     for key, value in mine.items():
         if found.get(key) != value:
+            what = (
+                "other training data: other inputs or labels, in another order, or changed at random by the loader"
+                if key == "data"
+                else f"{key} {found.get(key)!r}, and asked for is {value!r}"
+            )
             raise RequestError(
-                f"the features at {str(path)!r} are of {key} {found.get(key)!r}, and asked for is {value!r}: "
-                "choose another folder with out=..., or remove this one"
+                f"the features at {str(path)!r} are of {what}: choose another folder with out=..., or remove this one"
             )

@@ -5,7 +5,8 @@ outputs; the gradient of its parameters for each example is a small product of t
 it ever being whole. Parameters of other modules get `vmap(grad)` over the functional model, or a loop where that fails.
 
 A rule supposes that the layer's parameters act through its call alone and that its first axis is the examples. Both are
-checked against autograd, on one example of the first batch; parameters that differ are moved to `vmap`.
+checked against autograd, on one example of the first batch under each checkpoint; parameters that differ are moved to
+`vmap` for good.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from datamodels.errors import RequestError
 from datamodels.trak import batches
 from datamodels.trak.outputs import ModelOutput, State
 from datamodels.trak.parts import Dense, Outer, Part, Rows
@@ -69,7 +71,8 @@ class Gradients:
                 self._layers.append((module, rule, own))
                 hooked.update(own.values())
         self._rest = {name for name in self._names if name not in hooked}
-        self._checked = False
+        self._due = True
+        self._checked_whole = False
         self._loop = False
 
     @property
@@ -77,12 +80,25 @@ class Gradients:
         """Names of the parameters that no layer rule serves."""
         return [name for name in self._names if name in self._rest]
 
+    def recheck(self) -> None:
+        """Check the rules again, with the next batch: for other values of the parameters."""
+        self._due = True
+
     def pieces(self, params: State, buffers: State, batch: Any) -> Iterator[Piece]:
-        """Pieces of a batch, which add up."""
+        """Pieces of a batch, which add up.
+
+        Raises
+        ------
+        RequestError
+            when the outputs depend on none of the parameters.
+        """
         count = batches.size(batch)
-        if not self._checked:
-            self._check(params, buffers, batch)
-            self._checked = count > 1
+        if self._due and count:
+            middle = count // 2
+            two = self._checked_whole and count > 2
+            settled = self._check(params, buffers, batches.rows_of(batch, middle - 1, middle + 1) if two else batch)
+            self._due = not settled
+            self._checked_whole |= settled
         if len(self._rest) < len(self._names):
             yield Piece(slice(0, count), *self._by_layers(params, buffers, batch))
         if self._rest:
@@ -117,27 +133,43 @@ class Gradients:
             if wanted and gradients:
                 yield from backward(gradients[0], wanted)
 
-    def _check(self, params: State, buffers: State, batch: Any) -> None:
-        """Compare one example with autograd; parameters that differ leave the layers."""
-        if self._task.batch is None or len(self._rest) == len(self._names):
-            return
-        b = batches.size(batch) // 2
+    def _check(self, params: State, buffers: State, batch: Any) -> bool:
+        """Compare one example with autograd; parameters that differ leave the layers. Returns whether that settles it."""
+        count = batches.size(batch)
+        b = count // 2
+        own = {name: params[name].detach().requires_grad_() for name in self._names}
+        with torch.enable_grad():
+            state = {**params, **own}
+            output = (
+                self._task.example(self._model, state, buffers, self._example(batch, b))
+                if self._task.batch is None
+                else self._task.batch(self._model, state, buffers, batch)[b]
+            )
+            used = output.requires_grad
+            truth = torch.autograd.grad(output, list(own.values()), allow_unused=True) if used else [None] * len(own)
+        if all(gradient is None for gradient in truth):
+            raise RequestError(
+                f"the output of task {self._task.name!r} depends on none of the parameters {', '.join(self._names[:4])}"
+                f"{', ...' if len(self._names) > 4 else ''}: params must name some that the model uses for it, and an output "
+                "function must call the model with those it is given, torch.func.functional_call(model, (params, buffers), ...)"
+            )
+        if len(self._rest) == len(self._names):
+            return True
+        wanted = [
+            torch.zeros(own[k].numel()) if g is None else g.flatten().cpu() for k, g in zip(own, truth, strict=True)
+        ]
+        length = torch.cat(wanted).double().norm()
+        if not length.isfinite():
+            return False
         found = torch.zeros(self.size, dtype=torch.float64)
         for part in self._by_layers(params, buffers, batch)[0]:
             for coordinates, values in part.example(b).chunks():
                 found.index_add_(0, coordinates.cpu(), values[0].detach().double().cpu())
-        own = {name: params[name].detach().requires_grad_() for name in self._names}
-        with torch.enable_grad():
-            output = self._task.batch(self._model, {**params, **own}, buffers, batch)[b]
-            truth = torch.autograd.grad(output, list(own.values()), allow_unused=True)
-        wanted = [
-            torch.zeros(own[k].numel()) if g is None else g.flatten().cpu() for k, g in zip(own, truth, strict=True)
-        ]
-        rounding = 1e-6 * torch.cat(wanted).double().norm()
         for name, gradient in zip(own, wanted, strict=True):
             mine = found[self.offsets[name] : self.offsets[name] + gradient.numel()]
-            if not (mine - gradient.double()).norm() <= _CHECK * gradient.double().norm() + rounding:
+            if not (mine - gradient.double()).norm() <= _CHECK * gradient.double().norm() + 1e-6 * length:
                 self._rest.add(name)
+        return count > 1
 
     # -- by examples ----------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from datamodels.progress import Progress
 from datamodels.training.ensemble import SplitName, TrainedModels, TrainRecipe, train_models
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
-from datamodels.trak.trak import TRAK
+from datamodels.trak.trak import MOST_COORDINATES, TRAK
 from datamodels.version import versions
 
 Kind = Literal["trak", "dot", "cosine"]
@@ -249,7 +249,7 @@ def _trak(
     given: dict[str, Any] = {"dim": dim, "seed": seed, "ridge": ridge, "params": params, "device": device}
     if projection == "auto":
         plain = TRAK(module, projection="none", out=folder, **given)
-        if plain.projection.dim <= _ROOM * dim:
+        if plain.projection.dim <= min(_ROOM * dim, MOST_COORDINATES):
             return plain
         projection = "sjlt"
     return TRAK(module, projection=projection, out=folder, **given)
@@ -314,4 +314,5 @@ def _fingerprint(task: TrainRecipe, alpha: float, seed: int) -> str:
 
 
 def _hash(*facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    plain = [fact.item() if isinstance(fact, np.generic) else fact for fact in facts]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]

@@ -7,9 +7,11 @@ A model output f(z, θ) is a number per example; Q(z) = -dℓ/df is the weight o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from numbers import Number
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,16 +75,20 @@ def resolve(task: Any) -> ModelOutput:
     Raises
     ------
     RequestError
-        for an unknown name, and for an object without the methods that are needed.
+        for an unknown name, a class, and an object without the methods that are needed.
     """
+    if isinstance(task, type):
+        raise RequestError(f"task is the class {task.__name__}; give an object of it, {task.__name__}()")
     if task in ("image_classification", "text_classification"):
-        return replace(_batched(task, log_odds, one_minus_p), weight_of_output=lambda f: torch.sigmoid(-f))
+        found = _batched(task, _unchecked_log_odds, one_minus_p)
+        return replace(found, batch=log_odds, weight_of_output=lambda f: torch.sigmoid(-f))
     if task == "regression":
         return _batched(task, prediction, residual)
     if task == "contrastive":
         task = Contrastive()
     if isinstance(task, Contrastive):
-        return replace(_batched("contrastive", task.output, task.loss_weight), prepare=task.prepare)
+        name = f"contrastive{_settings_of(task)}"
+        return replace(_batched(name, task.output, task.loss_weight), prepare=task.prepare)
     if isinstance(task, OutputObject):
         return _batched(_name_of(task), task.output, task.loss_weight)
     if isinstance(task, TrakerObject):
@@ -95,7 +101,24 @@ def resolve(task: Any) -> ModelOutput:
 
 
 def _name_of(task: Any) -> str:
-    return f"{type(task).__module__}.{type(task).__qualname__}"
+    return f"{type(task).__module__}.{type(task).__qualname__}{_settings_of(task)}"
+
+
+def _settings_of(task: Any) -> str:
+    """``(name=value, ...)`` of an object's public attributes that are numbers, strings, or sequences of these; or nothing."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return all(plain(one) for one in value)
+        return value is None or isinstance(value, str | Number | np.generic)
+
+    fields = {**getattr(task, "__dict__", {}), **{f.name: getattr(task, f.name) for f in _fields(task)}}
+    found = [f"{k}={v!r}" for k, v in sorted(fields.items()) if not k.startswith("_") and plain(v)]
+    return f"({', '.join(found)})" if found else ""
+
+
+def _fields(task: Any) -> tuple[Field[Any], ...]:
+    return fields(task) if is_dataclass(task) else ()
 
 
 def _batched(name: str, output: Callable[..., Tensor], weight: Callable[..., Tensor]) -> ModelOutput:
@@ -169,7 +192,26 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_odds(model: nn.Module, params: State, buffers: State, batch: Any) -> Tensor:
-    """Log-odds margin log(p/(1-p)) of each label's probability p, (B,)."""
+    """Log-odds margin log(p/(1-p)) of each label's probability p, (B,).
+
+    Raises
+    ------
+    RequestError
+        for a label that is no class.
+    """
+    logits, labels = _call(model, params, buffers, batch)
+    found = _margin(logits, labels)
+    bad = ((labels < 0) | (labels >= logits.shape[1]) | (labels != labels.long())).nonzero()[:, 0]
+    if len(bad):
+        raise RequestError(
+            f"a batch has {len(bad)} of {len(labels)} labels that are no class, the first is {labels[bad[0]].item()}; the model "
+            f"has {logits.shape[1]} logits, so labels are 0 to {logits.shape[1] - 1}: leave the other examples out"
+        )
+    return found
+
+
+def _unchecked_log_odds(model: nn.Module, params: State, buffers: State, batch: Any) -> Tensor:
+    """`log_odds` under `vmap`, where values cannot be looked at."""
     return _margin(*_call(model, params, buffers, batch))
 
 
@@ -205,7 +247,10 @@ def residual(model: nn.Module, params: State, buffers: State, batch: Any) -> Ten
 @dataclass
 class Contrastive:
     """CLIP-style models: ``model(images, texts)`` returns (image embeddings, text embeddings, scale), or an object with
-    ``image_embeds``, ``text_embeds`` and perhaps ``logit_scale``.
+    ``image_embeds`` and ``text_embeds``.
+
+    The scale of a pair without one is 1; that of an object its ``logit_scale``, or else the exponential of the model's one
+    parameter of that name, in whatever module.
 
     The output of a pair is the sum of its two log-odds margins, image against other texts and text against other images,
     at the similarities ``scale * <image, text>``; Q is one minus the mean of the two probabilities. The others are the
@@ -235,8 +280,22 @@ class Contrastive:
         found = torch.func.functional_call(model, (params, buffers), inputs, named)
         if isinstance(found, tuple):
             return found[0], found[1], found[2] if len(found) > 2 else 1.0
-        scale = params.get("logit_scale")
-        return found.image_embeds, found.text_embeds, 1.0 if scale is None else scale.exp()
+        image, text = getattr(found, "image_embeds", None), getattr(found, "text_embeds", None)
+        if image is None or text is None:
+            raise RequestError(
+                f"the model returns {type(found).__name__}; the contrastive output needs (image embeddings, text embeddings, "
+                "scale), or an object with image_embeds and text_embeds"
+            )
+        scale = getattr(found, "logit_scale", None)
+        if scale is None:
+            logs = [v for k, v in {**params, **buffers}.items() if k.split(".")[-1] == "logit_scale"]
+            if len(logs) != 1:
+                raise RequestError(
+                    f"the model's output has no logit_scale, and {len(logs)} parameters have that name; return (image embeddings, "
+                    "text embeddings, scale), or give the output a logit_scale"
+                )
+            scale = logs[0].exp()
+        return image, text, scale
 
     def _margins(self, model: nn.Module, params: State, buffers: State, batch: Any) -> tuple[Tensor, Tensor]:
         if self._images is None or self._texts is None:

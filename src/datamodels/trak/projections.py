@@ -50,10 +50,11 @@ def projection_of(name: str, dim: int, seed: int, n_coordinates: int) -> Project
     RequestError
         for another name, a dimension below 1, or a seed that is no 64-bit count.
     """
-    if not isinstance(dim, int) or not 1 <= dim < 2**31:
+    if not isinstance(dim, int | np.integer) or not 1 <= dim < 2**31:
         raise RequestError(f"dim is {dim!r}; give a whole number of features, at least 1 (2048 unless told)")
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise RequestError(f"seed is {seed!r}; give a whole number, at least 0 and below 2^64")
+    dim, seed = int(dim), int(seed)
     if name == "sjlt":
         return SparseProjection(dim, seed)
     if name == "rademacher":

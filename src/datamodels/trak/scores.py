@@ -3,7 +3,7 @@ and products of loss gradients as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,6 @@ _ROWS = 4096
 _TARGETS = 1024
 
 Matrix = NDArray[np.float32]
-Query = Callable[[slice], Matrix]
-"""Targets -> what their gradients multiply, (dim, k)."""
 Similarity = Literal["dot", "cosine"]
 
 
@@ -30,6 +28,8 @@ class Kernel:
     ----------
     ridge
         What was added to the diagonal.
+    nbytes
+        Memory that it takes.
     """
 
     def __init__(self, features: Matrix, ridge: float | Literal["auto"]) -> None:
@@ -39,13 +39,13 @@ class Kernel:
         gram = np.zeros((dim, dim))
         for start in range(0, len(features), _ROWS):
             block = features[start : start + _ROWS].astype(np.float64)
-            gram += block.T @ block
+            with np.errstate(invalid="ignore"):
+                gram += block.T @ block
         if not np.isfinite(gram).all():
-            raise RequestError(
-                "features of the train examples are not finite: the model's gradients overflow or are NaN"
-            )
+            norms(features, np.ones(len(features)), "train example")  # says which
         self.ridge = AUTO_RIDGE * float(np.trace(gram)) / dim if ridge == "auto" else float(ridge)
         gram[np.diag_indices(dim)] += self.ridge
+        self.nbytes = gram.nbytes
         try:
             self._factor = cho_factor(gram, lower=True, overwrite_a=True)
             pivots = np.diag(self._factor[0])
@@ -57,11 +57,20 @@ class Kernel:
                 "give a larger ridge, or 'auto', which is 1e-3 of its mean diagonal"
             ) from None
 
-    def solve(self, targets: Matrix) -> Matrix:
-        """(ΦᵀΦ + ridge I)⁻¹ φ of features (t, dim), as (dim, t)."""
+    def solve(self, targets: Matrix) -> None:
+        """Replace each row φ of (t, dim) by (ΦᵀΦ + ridge I)⁻¹ φ.
+
+        Raises
+        ------
+        RequestError
+            when a row is not finite.
+        """
         from scipy.linalg import cho_solve
 
-        return cho_solve(self._factor, targets.T.astype(np.float64)).astype(np.float32)
+        norms(targets, np.ones(len(targets)), "target")
+        for start in range(0, len(targets), _TARGETS):
+            block = targets[start : start + _TARGETS]
+            block[:] = cho_solve(self._factor, block.T.astype(np.float64)).T
 
     def own_scores(self, features: Matrix) -> NDArray[np.float64]:
         """φᵀ (ΦᵀΦ + ridge I)⁻¹ φ of each row of (n, dim), (n,)."""
@@ -85,13 +94,19 @@ def norms(features: Matrix, weights: NDArray[np.floating], what: str) -> NDArray
     found = np.empty(len(features))
     for start in range(0, len(features), _ROWS):
         found[start : start + _ROWS] = np.linalg.norm(features[start : start + _ROWS].astype(np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(found * weights))
+    with np.errstate(invalid="ignore"):
+        refuse_infinite(found * weights, what)
+    return found
+
+
+def refuse_infinite(values: NDArray[np.floating], what: str) -> None:
+    """Raise a RequestError when a value, of a train example or target each, is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise RequestError(
-            f"loss gradients of {len(bad)} of {len(found)} {what}s are not finite, the first of number {bad[0]}: the model's "
-            "gradients overflow or are NaN"
+            f"gradients of {len(bad)} of {len(values)} {what}s are not finite, the first of number {bad[0]}: the model's "
+            "gradients overflow, or it, its input or its label has NaN"
         )
-    return found
 
 
 def loss_factors(features: Matrix, weights: NDArray[np.floating], kind: Similarity, what: str) -> NDArray[np.floating]:
@@ -102,25 +117,30 @@ def loss_factors(features: Matrix, weights: NDArray[np.floating], kind: Similari
     return np.divide(np.sign(weights), length, out=np.zeros(len(length)), where=length > np.finfo(np.float32).tiny)
 
 
+def scale(targets: Matrix, factors: NDArray[np.floating]) -> None:
+    """Multiply each row of (t, dim) by its factor, (t,)."""
+    for start in range(0, len(targets), _ROWS):
+        targets[start : start + _ROWS] *= factors[start : start + _ROWS, None].astype(np.float32)
+
+
 def stream_scores(
-    train: Sequence[Matrix], queries: Sequence[Query], factors: Sequence[NDArray[np.floating]], out: Matrix
+    train: Sequence[Matrix], queries: Sequence[Matrix], factors: Sequence[NDArray[np.floating]], out: Matrix
 ) -> None:
-    """Fill `out` (n, t) with Σ_c factors_c Φ_c query_c, block by block.
+    """Fill `out` (n, t) with Σ_c factors_c Φ_c query_cᵀ, block by block; each block is written once.
 
     Parameters
     ----------
     train, queries, factors
-        Of each checkpoint: features (n, dim), what they multiply, and a number per train example (n,).
+        Of each checkpoint: features (n, dim), what they multiply (t, dim), and a number per train example (n,).
     out
         An array or a memory map.
     """
     n, t = out.shape
     for first in range(0, t, _TARGETS):
         columns = slice(first, min(first + _TARGETS, t))
-        asked = [query(columns) for query in queries]
         for start in range(0, n, _ROWS):
             rows = slice(start, min(start + _ROWS, n))
             out[rows, columns] = sum(
-                np.asarray(some[rows]) @ one * factor[rows, None].astype(np.float32)
-                for some, one, factor in zip(train, asked, factors, strict=True)
+                np.asarray(some[rows]) @ np.asarray(query[columns]).T * factor[rows, None].astype(np.float32)
+                for some, query, factor in zip(train, queries, factors, strict=True)
             )

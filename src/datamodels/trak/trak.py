@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import hashlib
 import math
 import shutil
@@ -19,15 +18,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodels.attribution import Attribution
-from datamodels.errors import RequestError, first_line
+from datamodels.errors import RequestError
 from datamodels.files import replacing
 from datamodels.progress import Progress
 from datamodels.trak import batches
+from datamodels.trak.checkpoints import Checkpoint, chosen_names, hash_of, read_state, refuse_equal, unwrapped
 from datamodels.trak.features import Features
 from datamodels.trak.gradients import Gradients
 from datamodels.trak.outputs import State, resolve
 from datamodels.trak.projections import projection_of
-from datamodels.trak.scores import AUTO_RIDGE, Kernel, Query, Similarity, loss_factors, norms, stream_scores
+from datamodels.trak.scores import (
+    AUTO_RIDGE,
+    Kernel,
+    Similarity,
+    loss_factors,
+    norms,
+    refuse_infinite,
+    scale,
+    stream_scores,
+)
+
+MOST_COORDINATES = 16_384
+"""Without a projection: the kernel of so many takes 2 GB."""
 
 UNITS = (
     "first-order estimate of the change of the target's model output when the train example joins the training set; "
@@ -46,6 +58,7 @@ _BASELINES = {
     ),
 }
 """Units and paper of each."""
+_KEPT_KERNELS = 1 << 30  # bytes
 
 
 class TRAK:
@@ -60,14 +73,15 @@ class TRAK:
     ----------
     model
         The architecture; its values are replaced by those of each checkpoint. It runs in eval mode, so batch norm uses its
-        running statistics. Parameters with ``requires_grad`` off are left out; one that several layers share counts once.
+        running statistics. Of ``DataParallel`` the module within is used, also from its state dicts. Parameters with ``requires_grad`` off are left out; one that several layers share counts once.
     task
         ``"image_classification"`` or ``"text_classification"`` (log-odds margin of the label; batches (inputs..., labels)
         or dicts with ``labels``; outputs that are logits or have ``.logits``), ``"regression"``, ``"contrastive"``, an
         object with ``output`` and ``loss_weight`` (see `datamodels.trak.outputs.OutputObject`), or an object written for
         the `traker` package.
     projection
-        ``"sjlt"``: one ±1 per coordinate; ``"rademacher"``: dense ±1/√dim; ``"none"``: the gradients themselves.
+        ``"sjlt"``: one ±1 per coordinate; ``"rademacher"``: dense ±1/√dim; ``"none"``: the gradients themselves, of at most
+        16,384 coordinates.
     dim
         Features per example.
     seed
@@ -79,7 +93,8 @@ class TRAK:
     device
         Where to compute; where the model is by default.
     out
-        A folder for the features, which outlives the process; a temporary one by default.
+        A folder for the features, which outlives the process and refuses features of something else; a temporary one by
+        default, which makes room for them.
     """
 
     def __init__(
@@ -94,28 +109,32 @@ class TRAK:
         device: str | torch.device | None = None,
         out: str | Path | None = None,
     ) -> None:
-        if ridge != "auto" and not (isinstance(ridge, int | float) and 0 <= ridge < math.inf):
+        number = isinstance(ridge, int | float | np.integer | np.floating)
+        if not (isinstance(ridge, str) and ridge == "auto") and not (number and 0 <= ridge < math.inf):
             raise RequestError(f"ridge is {ridge!r}; give a number of at least 0, or 'auto' (default)")
-        self.model = model if device is None else model.to(device)
-        self.ridge, self.seed = ridge, seed
+        self.model = unwrapped(model, device)
+        self.ridge: float | Literal["auto"] = float(ridge) if number else "auto"
         self._task = resolve(task)
-        self._names = _chosen(model, params)
+        self._names = chosen_names(self.model, params)
         self._gradients = Gradients(self.model, self._task, self._names)
         self.projection = projection_of(projection, dim, seed, self._gradients.size)
+        self.seed = int(seed)
         self.out = Path(tempfile.mkdtemp(prefix="datamodels-trak-") if out is None else out)
-        if out is None:
+        self._temporary = out is None
+        if self._temporary:
             weakref.finalize(self, shutil.rmtree, self.out, ignore_errors=True)
-        self._checkpoints: list[Mapping[str, Tensor] | str | Path] = []
+        self._checkpoints: list[Checkpoint] = []
         self._train: Iterable[Any] = ()
         self._features: list[Features] = []
         self._manifests: list[dict[str, Any]] = []
+        self._kernels: dict[int, tuple[float | str, Kernel]] = {}
 
     # -- features -------------------------------------------------------------------------------------
 
     def featurize(
         self,
         train_loader: Iterable[Any],
-        checkpoints: Sequence[Mapping[str, Tensor] | str | Path],
+        checkpoints: Sequence[Checkpoint],
         *,
         rows: tuple[int, int] | None = None,
         progress: bool = False,
@@ -125,9 +144,10 @@ class TRAK:
         Parameters
         ----------
         train_loader
-            Batches in a fixed order: a DataLoader without shuffling, or a list.
+            Batches in a fixed order: a DataLoader without shuffling, or a list. A first pass over it counts and hashes the
+            examples.
         checkpoints
-            State dicts, or files of them.
+            State dicts that nothing changes any more, or files of them; no two the same.
         rows
             Only the train examples start..stop-1: for processes that share the work, and the folder.
         progress
@@ -136,23 +156,33 @@ class TRAK:
         Raises
         ------
         RequestError
-            when the folder holds features of another model, checkpoint, projection, seed or number of examples, and when
-            a checkpoint does not fit the model.
+            when the folder holds features of another model, task, checkpoint, projection or seed, or of other train
+            examples; when a checkpoint does not fit the model, or two are the same; when a label is no class, and when the
+            outputs do not depend on the parameters.
         """
         if not checkpoints or isinstance(checkpoints, str | Path | Mapping):
             raise RequestError("checkpoints must be a list of state dicts or of paths, at least one")
-        n = batches.count(train_loader)
-        start, stop = rows or (0, n)
-        if not 0 <= start < stop <= n:
-            raise RequestError(f"rows are {rows}; give (start, stop) within 0..{n}")
+        if self.projection.name == "none" and self.projection.dim > MOST_COORDINATES:
+            raise RequestError(
+                f"projection 'none' keeps all {self.projection.dim:,} coordinates of a gradient, and {MOST_COORDINATES:,} are the "
+                "most; give projection='sjlt' and dim=..., or fewer params"
+            )
+        self._features, self._kernels = [], {}
+        n, data = batches.identity(train_loader)
+        start, stop = _range(rows, n)
         self._checkpoints, self._train = list(checkpoints), train_loader
-        self._features = []
-        self._manifests = [self._manifest(self._state(checkpoint)) for checkpoint in self._checkpoints]
-        self._features = [
-            Features.open_or_create(self.out / f"checkpoint_{c:03d}", n, self.projection.dim, manifest)
-            for c, manifest in enumerate(self._manifests)
-        ]
-        self._fill(self._features, train_loader, start, stop, "train gradients", progress)
+        hashes = [hash_of(read_state(self.model, checkpoint)) for checkpoint in self._checkpoints]
+        refuse_equal(hashes)
+        self._manifests = [self._manifest(one, data) for one in hashes]
+        features = [self._opened(c, n) for c in range(len(hashes))]
+        missing = np.stack([~one.done() for one in features])
+        missing[:, :start] = missing[:, stop:] = False
+        total = len(features) * (stop - start)
+        with Progress("train gradients", total, "examples", show=progress, done=total - int(missing.sum())) as bar:
+            for c, (one, some) in enumerate(zip(features, missing, strict=True)):
+                if some.any():
+                    self._fill_one(c, one, train_loader, some, (start, stop), bar)
+        self._features = features
 
     def score(
         self, target_loader: Iterable[Any], *, out: str | Path | None = None, progress: bool = False
@@ -171,20 +201,21 @@ class TRAK:
         Raises
         ------
         RequestError
-            before `featurize`, while rows are missing, and for a kernel that is singular.
+            before `featurize`, while rows are missing, for gradients that are not finite, and for a kernel that is singular.
         """
         train = self._complete()
-        kernels = [Kernel(one.rows(), self.ridge) for one in train]
         factors = [self._weights() / len(train)] * len(train)
+        ridges: list[float] = []
 
-        def query(c: int, target: Features) -> Query:
-            rows = target.rows()
-            return lambda columns: kernels[c].solve(rows[columns])
+        def query(c: int) -> Callable[[Features], None]:
+            kernel = self._kernel(c)
+            ridges.append(kernel.ridge)
+            return lambda target: kernel.solve(target.rows(writable=True))
 
+        weights = self._products(target_loader, query, factors, out, progress)
         rule = f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute"
-        settings = {"ridge": self.ridge, "ridge_rule": rule, "ridges": [kernel.ridge for kernel in kernels]}
-        provenance = self._provenance("TRAK", UNITS, "arXiv:2303.14186", settings)
-        return self._attribution(target_loader, query, factors, provenance, out, progress)
+        settings = {"ridge": self.ridge, "ridge_rule": rule, "ridges": ridges}
+        return self._attribution(weights, "TRAK", UNITS, "arXiv:2303.14186", settings)
 
     def similarity(
         self,
@@ -230,14 +261,13 @@ class TRAK:
             for one, share in zip(train, shares, strict=True)
         ]
 
-        def query(_: int, target: Features) -> Query:
-            rows, factor = target.rows(), loss_factors(target.rows(), target.weights(), kind, "target")
-            return lambda columns: (rows[columns] * factor[columns, None]).astype(np.float32).T
+        def change(target: Features) -> None:
+            scale(target.rows(writable=True), loss_factors(target.rows(), target.weights(), kind, "target"))
 
+        weights = self._products(target_loader, lambda _: change, factors, out, progress)
         name = "gradient cosine" if kind == "cosine" else "gradient dot product" if learning_rates is None else "TracIn"
         settings = {} if learning_rates is None else {"learning_rates": shares.tolist()}
-        provenance = self._provenance(name, *_BASELINES[name], settings)
-        return self._attribution(target_loader, query, factors, provenance, out, progress)
+        return self._attribution(weights, name, *_BASELINES[name], settings)
 
     def self_influence(
         self, kind: Literal["trak", "dot"] = "trak", *, learning_rates: Sequence[float] | None = None
@@ -262,14 +292,17 @@ class TRAK:
             raise RequestError("learning_rates go with kind 'dot', which is TracIn then; TRAK has none")
         train = self._complete()
         if kind == "trak":
-            own = np.mean([Kernel(one.rows(), self.ridge).own_scores(one.rows()) for one in train], axis=0)
-            return own * self._weights()
+            pulls = self._weights()
+            return pulls * np.mean([self._kernel(c).own_scores(one.rows()) for c, one in enumerate(train)], axis=0)
         squares = [(one.weights() * norms(one.rows(), one.weights(), "train example")) ** 2 for one in train]
         return self._shares(learning_rates) @ np.stack(squares)
 
     def _weights(self) -> NDArray[np.float64]:
         """Mean of Q over checkpoints, (n,)."""
-        return np.mean([one.weights().astype(np.float64) for one in self._features], axis=0)
+        with np.errstate(invalid="ignore"):
+            found = np.mean([one.weights().astype(np.float64) for one in self._features], axis=0)
+        refuse_infinite(found, "train example")
+        return found
 
     def _shares(self, learning_rates: Sequence[float] | None) -> NDArray[np.float64]:
         """What each checkpoint counts, (C,)."""
@@ -284,33 +317,66 @@ class TRAK:
             )
         return rates.astype(np.float64)
 
-    def _attribution(
+    def _kernel(self, c: int) -> Kernel:
+        """Of checkpoint c; kept for the next call where all of them take little memory."""
+        known = self._kernels.get(c)
+        if known is not None and known[0] == self.ridge:
+            return known[1]
+        kernel = Kernel(self._features[c].rows(), self.ridge)
+        if len(self._features) * kernel.nbytes <= _KEPT_KERNELS:
+            self._kernels[c] = self.ridge, kernel
+        return kernel
+
+    def _products(
         self,
         target_loader: Iterable[Any],
-        query: Callable[[int, Features], Query],
+        query: Callable[[int], Callable[[Features], None]],
         factors: Sequence[NDArray[np.floating]],
-        provenance: dict[str, Any],
         out: str | Path | None,
         progress: bool,
-    ) -> Attribution:
-        """Σ_c factors_c Φ_c query_c; `query` makes one of the number of a checkpoint and the features of the targets."""
+    ) -> NDArray[np.float32]:
+        """Σ_c factors_c Φ_c query_cᵀ, (n, t); `query` of the number of a checkpoint changes the targets' features in place."""
         n, t = self._features[0].n, batches.count(target_loader)
+        everything = np.ones(t, dtype=bool)
         with (
             _result(out, (n, t)) as scores,
             tempfile.TemporaryDirectory(prefix=".targets-", dir=self.out) as folder,
         ):
-            targets = [
-                Features.open_or_create(Path(folder) / str(c), t, self.projection.dim, {})
-                for c in range(len(self._features))
-            ]
-            self._fill(targets, target_loader, 0, t, "target gradients", progress)
-            queries = [query(c, one) for c, one in enumerate(targets)]
+            queries = []
+            with Progress("target gradients", t * len(self._features), "examples", show=progress) as bar:
+                for c in range(len(self._features)):
+                    target = Features.open_or_create(Path(folder) / str(c), t, self.projection.dim, {})
+                    change = query(c)
+                    self._fill_one(c, target, target_loader, everything, (0, t), bar)
+                    change(target)
+                    del change  # with its kernel, before the next is made
+                    queries.append(target.rows())
             stream_scores([one.rows() for one in self._features], queries, factors, scores)
+        return scores if out is None else np.load(out, mmap_mode="r")
+
+    def _attribution(
+        self, weights: NDArray[np.float32], name: str, units: str, paper: str, settings: Mapping[str, Any]
+    ) -> Attribution:
+        estimator = {
+            "name": name,
+            "task": self._task.name,
+            "projection": self.projection.name,
+            "dim": self.projection.dim,
+            "seed": self._manifests[0]["seed"],
+            "coordinates": self._gradients.size,
+            **settings,
+        }
         return Attribution(
-            weights=scores if out is None else np.load(out, mmap_mode="r"),
-            bias=np.zeros(t),
+            weights=weights,
+            bias=np.zeros(weights.shape[1]),
             train_facts={"loss_weight": self._weights()},
-            provenance=provenance,
+            provenance={
+                "estimator": estimator,
+                "checkpoints": [manifest["checkpoint"] for manifest in self._manifests],
+                "n_checkpoints": len(self._manifests),
+                "units": units,
+                "paper": paper,
+            },
         )
 
     def _complete(self) -> list[Features]:
@@ -325,29 +391,48 @@ class TRAK:
                 )
         return self._features
 
-    def _fill(
-        self, every: Sequence[Features], loader: Iterable[Any], start: int, stop: int, title: str, progress: bool
-    ) -> None:
-        """Compute what is missing of rows start..stop-1 under every checkpoint."""
-        missing = np.stack([~features.done() for features in every])
-        missing[:, :start] = missing[:, stop:] = False
-        total = len(every) * (stop - start)
-        with Progress(title, total, "examples", show=progress, done=total - int(missing.sum())) as bar:
-            for features, checkpoint, some in zip(every, self._checkpoints, missing, strict=True):
-                if some.any():
-                    self._fill_one(features, loader, self._state(checkpoint), some, (start, stop), bar)
+    def _manifest(self, checkpoint: str, data: str) -> dict[str, Any]:
+        """What features depend on, of the hashes of a checkpoint and of the train examples."""
+        shapes = {name: tuple(value.shape) for name, value in self.model.named_parameters()}
+        chosen = "\n".join(f"{name} {shapes[name]}" for name in self._names)
+        return {
+            "task": self._task.name,
+            "projection": self.projection.name,
+            "seed": None if self.projection.name == "none" else self.seed,
+            "coordinates": self._gradients.size,
+            "parameters": hashlib.sha256(chosen.encode()).hexdigest()[:16],
+            "checkpoint": checkpoint,
+            "data": data,
+        }
+
+    def _opened(self, c: int, n: int) -> Features:
+        """Features of checkpoint c; those of something else give way where the folder is a temporary one."""
+        path, given = self.out / f"checkpoint_{c:03d}", (n, self.projection.dim, self._manifests[c])
+        try:
+            return Features.open_or_create(path, *given)
+        except RequestError:
+            if not self._temporary:
+                raise
+        shutil.rmtree(path)
+        return Features.open_or_create(path, *given)
 
     def _fill_one(
         self,
+        c: int,
         features: Features,
         loader: Iterable[Any],
-        state: tuple[State, State],
         missing: NDArray[np.bool_],
         rows: tuple[int, int],
         bar: Progress,
     ) -> None:
-        """Batches that have missing rows, of one checkpoint."""
-        params, buffers = state
+        """Batches that have missing rows, under checkpoint c."""
+        params, buffers = read_state(self.model, self._checkpoints[c])
+        if hash_of((params, buffers)) != self._manifests[c]["checkpoint"]:
+            raise RequestError(
+                f"checkpoint {c} has other values than when featurize was called; give copies that nothing trains, "
+                "{k: v.clone() for k, v in model.state_dict().items()}, or files"
+            )
+        self._gradients.recheck()
         device = next(iter(params.values())).device
         with _evaluating(self.model):
             if self._task.prepare is not None:
@@ -379,101 +464,15 @@ class TRAK:
             )
         return found.cpu().numpy(), weights.float().cpu().numpy()
 
-    # -- checkpoints ----------------------------------------------------------------------------------
 
-    def _state(self, checkpoint: Mapping[str, Tensor] | str | Path) -> tuple[State, State]:
-        """Parameters and buffers of a checkpoint, on the model's device."""
-        content: Any = checkpoint
-        if isinstance(checkpoint, str | Path):
-            try:
-                content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise RequestError(f"cannot read the checkpoint {str(checkpoint)!r}: {first_line(error)}") from None
-            if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-                content = content["state_dict"]
-        mine = self.model.state_dict()
-        if not isinstance(content, Mapping) or {k: v.shape for k, v in mine.items()} != {
-            key: getattr(value, "shape", None) for key, value in content.items()
-        }:
-            raise RequestError(
-                f"the checkpoint {_brief(checkpoint)} is no state dict of the model: {_difference(mine, content)}"
-            )
-        params, buffers = (
-            {name: content.get(name, old).detach().to(old) for name, old in pairs}
-            for pairs in (self.model.named_parameters(), self.model.named_buffers())
-        )
-        return params, buffers
-
-    def _manifest(self, state: tuple[State, State]) -> dict[str, Any]:
-        params, buffers = state
-        content = hashlib.sha256()
-        for name, value in {**params, **buffers}.items():
-            content.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        chosen = "\n".join(f"{name} {tuple(params[name].shape)}" for name in self._names)
-        return {
-            "task": self._task.name,
-            "projection": self.projection.name,
-            "seed": None if self.projection.name == "none" else self.seed,
-            "coordinates": self._gradients.size,
-            "parameters": hashlib.sha256(chosen.encode()).hexdigest()[:16],
-            "checkpoint": content.hexdigest()[:16],
-        }
-
-    def _provenance(self, name: str, units: str, paper: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "estimator": {
-                "name": name,
-                "task": self._task.name,
-                "projection": self.projection.name,
-                "dim": self.projection.dim,
-                "seed": self._manifests[0]["seed"],
-                "coordinates": self._gradients.size,
-                **settings,
-            },
-            "checkpoints": [manifest["checkpoint"] for manifest in self._manifests],
-            "n_checkpoints": len(self._manifests),
-            "units": units,
-            "paper": paper,
-        }
-
-
-def _chosen(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
-    """Names of the parameters to use, each once, in the model's order."""
-    aliases: dict[int, list[str]] = {}
-    for name, value in model.named_parameters(remove_duplicate=False):
-        if value.requires_grad:
-            aliases.setdefault(id(value), []).append(name)
-    if not aliases:
-        raise RequestError("the model has no parameter with requires_grad, so there are no gradients")
-    if params is None:
-        return [names[0] for names in aliases.values()]
-    patterns = [params] if isinstance(params, str) else list(params)
-    every = [name for names in aliases.values() for name in names]
-    for pattern in patterns:
-        if not fnmatch.filter(every, pattern):
-            raise RequestError(
-                f"params has {pattern!r}, which names no parameter with requires_grad; the model has {', '.join(every[:8])}"
-                f"{', ...' if len(every) > 8 else ''}"
-            )
-    chosen = [names[0] for names in aliases.values() if any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns)]
-    if not chosen:
-        raise RequestError("params is empty; leave it out to use all parameters")
-    return chosen
-
-
-def _brief(checkpoint: Any) -> str:
-    return repr(str(checkpoint)) if isinstance(checkpoint, str | Path) else f"({type(checkpoint).__name__})"
-
-
-def _difference(mine: Mapping[str, Tensor], content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"it holds {type(content).__name__}"
-    missing, extra = [k for k in mine if k not in content], [k for k in content if k not in mine]
-    if missing or extra:
-        return f"missing {missing[:4]}, unknown {extra[:4]}"
-    other = next(k for k in mine if mine[k].shape != getattr(content[k], "shape", None))
-    return f"{other!r} must have shape {tuple(mine[other].shape)}"
+def _range(rows: Any, n: int) -> tuple[int, int]:
+    """(start, stop) of the rows that are asked for; all n for None."""
+    if rows is None:
+        return 0, n
+    whole = isinstance(rows, tuple | list) and all(isinstance(row, int | np.integer) for row in rows)
+    if not whole or len(rows) != 2 or not 0 <= rows[0] < rows[1] <= n:
+        raise RequestError(f"rows are {rows!r}; give (start, stop) within 0..{n}")
+    return int(rows[0]), int(rows[1])
 
 
 @contextlib.contextmanager
