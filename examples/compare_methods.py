@@ -35,14 +35,16 @@ from common import (
     table,
     trak_of,
 )  # fmt: skip
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from datamodels.applications.baselines import nearest_neighbours, random_scores
 from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.evaluation.compare import compare_lds
-from datamodels.evaluation.counterfactual import RANDOM, removal_curve
 from datamodels.evaluation.mislabels import evaluate_mislabels, mislabel_scores, plant_label_noise
+from datamodels.evaluation.removal import removal_curve
+from datamodels.evaluation.retraining import RANDOM
 from datamodels.experiment import Part, fill
 from datamodels.regression.estimators import DifferenceInMeans, Lasso, Ridge
 from datamodels.store import Store
@@ -196,24 +198,25 @@ def free(data: Dataset) -> dict[str, Attribution]:
 
 def draw(path: Path, results: Mapping[str, Any]) -> None:
     """LDS against cost, AUC of wrong labels, and removal curves."""
-    figure = Figure(figsize=(17, 5.2), layout="constrained")
+    every = dict.fromkeys(row["method"] for name in ("lds", "mislabels", "removal") for row in results[name])
+    colours = dict(zip(every, colormaps["tab20"].colors, strict=False)) | {RANDOM: "black"}
+    figure = Figure(figsize=(17, 5.6), layout="constrained")
     costs, found, removed = figure.subplots(1, 3)
     for name in dict.fromkeys(row["method"] for row in results["lds"]):
         rows = sorted((row for row in results["lds"] if row["method"] == name), key=lambda row: row["models"])
         y = np.array([row["lds"] for row in rows])
         if name in FREE:
-            costs.axhline(y[-1], color="grey", linestyle="--" if name == RANDOM else ":", label=name)
+            costs.axhline(y[-1], color=colours[name], linestyle="--" if name == RANDOM else ":", label=name)
             continue
         rows = rows[-1:] if rows[0]["cpu seconds"] == rows[-1]["cpu seconds"] else rows
         x, y = [row["cpu seconds"] for row in rows], y[-len(rows) :]
         error = [y - [row["lds_low"] for row in rows], [row["lds_high"] for row in rows] - y]
-        costs.errorbar(x, y, error, marker="o" if len(rows) > 1 else "D", capsize=2, label=name)
+        costs.errorbar(x, y, error, marker="o" if len(rows) > 1 else "D", capsize=2, label=name, color=colours[name])
     costs.set(xscale="log", xlabel="CPU seconds of training and gradients", ylabel="LDS on unseen models")
-    costs.legend(frameon=False, fontsize=8)
     rows = results["mislabels"][::-1]
     auc = np.array([row["auc"] for row in rows])
     error = np.abs([[row["auc_low"], row["auc_high"]] for row in rows] - auc[:, None]).T
-    found.barh([row["method"] for row in rows], auc, xerr=error, color="lightsteelblue")
+    found.barh([row["method"] for row in rows], auc, xerr=error, color=[colours[row["method"]] for row in rows])
     found.set(xlim=(0.4, 1), xlabel="AUC of planted wrong labels")
     for name in dict.fromkeys(row["method"] for row in results["removal"]):
         rows = [row for row in results["removal"] if row["method"] == name]
@@ -221,10 +224,15 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         error = np.abs(
             np.array([[results["base"]] * 2, *([row["accuracy_low"], row["accuracy_high"]] for row in rows)]).T - y
         )
-        style = {"color": "black", "linestyle": "--"} if name == RANDOM else {"marker": "o", "markersize": 3}
-        removed.errorbar(x, y, error, capsize=2, label=name, linewidth=1, elinewidth=0.6, **style)
+        style = {"linestyle": "--"} if name == RANDOM else {"marker": "o", "markersize": 3}
+        removed.errorbar(x, y, error, capsize=2, label=name, linewidth=1, elinewidth=0.6, color=colours[name], **style)
     removed.set(xlabel="share removed, most harmful first", ylabel="test accuracy")
-    removed.legend(frameon=False, fontsize=7)
+    handles = {
+        label: handle
+        for axes in (costs, removed)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

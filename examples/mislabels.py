@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 
 from datamodels.datasets import Dataset, image_folder, load
 from datamodels.errors import RequestError
-from datamodels.evaluation.counterfactual import removal_curve
 from datamodels.evaluation.mislabels import evaluate_mislabels, mislabel_scores, plant_label_noise
+from datamodels.evaluation.removal import removal_curve
 from datamodels.experiment import Part, fill
 from datamodels.files import replacing
 from datamodels.regression.estimators import DifferenceInMeans, Lasso, Ridge
@@ -190,14 +190,15 @@ def grid(path: Path, data: Dataset, right: NDArray[np.int64], suspicion: NDArray
 
 def draw(path: Path, results: Mapping[str, Any]) -> None:
     """AUC by method, and test accuracy by share that was removed."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = results["found"][::-1]
     auc = np.array([row["auc"] for row in rows])
     error = np.abs(np.array([[row["auc_low"], row["auc_high"]] for row in rows]).reshape(-1, 2) - auc[:, None]).T
     left.barh([row["method"] for row in rows], auc, xerr=error, color="lightsteelblue", label="AUC")
     left.plot([row["precision"] for row in rows], range(len(rows)), "ko", label="precision")
-    left.legend(frameon=False)
+    left.set(xlim=(0, 1))
+    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     for name in dict.fromkeys(row["method"] for row in results["removal"]):
         rows = [row for row in results["removal"] if row["method"] == name]
         y = [row["accuracy"] for row in rows]
@@ -209,7 +210,7 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         right.errorbar([row["share"] for row in rows], y, error, capsize=2, label=name, **style)
     right.axhline(results["base"]["value"], color="grey", linestyle=":", label="nothing removed")
     right.set(xlabel="share removed, most suspicious first", ylabel="test accuracy")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,14 @@ import torch
 from scipy.spatial.distance import cdist
 
 from datamodels import Attribution, Ridge, fit, lds
-from datamodels.applications.baselines import loss_scores, nearest_neighbours, random_scores
+from datamodels.applications.baselines import Features, last_layer, loss_scores, nearest_neighbours, random_scores
+from datamodels.datasets import from_arrays, load
 from datamodels.errors import RequestError
 from datamodels.evaluation.compare import compare_lds
+from datamodels.training.ensemble import TrainRecipe
+from datamodels.training.modules import module_of
+from datamodels.training.recipes import Recipe
+from datamodels.trak.of_recipe import train_checkpoints
 from tests.conftest import plant
 
 
@@ -60,6 +66,14 @@ def test_neighbours_weigh_by_similarity_and_label() -> None:
     np.testing.assert_allclose(euclidean.weights, sign * np.exp(-0.5 * (distances / h) ** 2), atol=1e-5)
     own = nearest_neighbours(train, train, labels, labels, train_columns=np.arange(30))
     np.testing.assert_array_equal(np.diag(own.weights), 0)
+    apart = cdist(flat, flat) + np.diag(np.full(30, np.inf))
+    h = np.median(np.sort(apart, axis=0)[4])  # an example is not among its own neighbours
+    expected = np.where(labels[:, None] == labels, 1, -1) * np.exp(-0.5 * (apart / h) ** 2)
+    own = nearest_neighbours(
+        train, train, labels, labels, metric="euclidean", neighbours=5, train_columns=np.arange(30)
+    )
+    np.testing.assert_allclose(own.weights, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.diag(own.weights), 0)
     assert euclidean.provenance["units"] == "similarity, signed by the label"
     assert not cosine.bias.any()
 
@@ -81,6 +95,9 @@ def test_random_and_loss() -> None:
         ({"metric": "manhattan"}, "legal: cosine, euclidean"),
         ({"metric": "euclidean", "neighbours": 4}, "neighbours is 4; give 1 up to the 3"),
         ({"target_labels": [0]}, "do not go together"),
+        ({"train_columns": [0, 9]}, r"give one training example 0\.\.2 for each of the 2 targets"),
+        ({"train_columns": [0]}, "for each of the 2 targets"),
+        ({"train_columns": [0, 1], "metric": "euclidean", "neighbours": 3}, "give 1 up to the 2 .* besides the target"),
         ({"train_features": np.full((3, 2), np.nan)}, "train_features have shape .* give finite numbers"),
     ],
 )
@@ -91,6 +108,49 @@ def test_what_is_no_neighbourhood_is_refused(options: dict[str, object], message
     }  # fmt: skip
     with pytest.raises(RequestError, match=message):
         nearest_neighbours(**{**given, **options})
+
+
+def same_class(features: Features, task: TrainRecipe) -> float:
+    """Share of the 5 nearest training examples that are of the test example's class."""
+    y, wanted = task.data.train.y, task.data.test.y
+    weights = np.abs(nearest_neighbours(*features, y, wanted).weights)
+    nearest = np.argsort(-weights, axis=0)[:5]
+    return float((y[nearest] == wanted).mean())
+
+
+def test_the_last_layer_of_a_trained_network_knows_classes(tmp_path: Path) -> None:
+    task = TrainRecipe(Recipe(hidden=(32,), epochs=40), load("digits[300,100]"))
+    (file,) = train_checkpoints(tmp_path, task, 1, alpha=1.0).files
+    found = last_layer(task, file)
+    assert (found.train.shape, found.test.shape) == ((300, 32), (100, 32))
+    state = torch.load(file, weights_only=True)["state_dict"]
+    module = module_of(task.recipe, task.data.train.x.shape[1:], task.data.n_classes)
+    untrained = last_layer(task, {name: values.clone() for name, values in module.state_dict().items()})
+    module.load_state_dict(state)
+    with torch.no_grad():
+        logits = module(torch.from_numpy(task.data.test.x)).numpy()
+    *_, (weight, bias) = zip(list(state.values())[:-1], list(state.values())[1:], strict=True)
+    np.testing.assert_allclose(found.test @ weight.numpy().T + bias.numpy(), logits, atol=1e-4)
+    rng = np.random.default_rng(0)
+    random = Features(*(rng.normal(size=part.shape).astype(np.float32) for part in found))
+    assert same_class(found, task) > 0.8
+    assert same_class(found, task) > same_class(untrained, task) + 0.02
+    assert same_class(found, task) > same_class(random, task) + 0.3
+    wider = replace(task, recipe=Recipe(hidden=(16,), epochs=40))
+    with pytest.raises(RequestError, match="does not hold a network of this recipe"):
+        last_layer(wider, file)
+
+
+def test_mirror_images_count_half_each() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 1, 8, 8)).astype(np.float32)
+    data = from_arrays("pictures", x, np.arange(6) % 2, x, np.arange(6) % 2)
+    task = TrainRecipe(Recipe(architecture="cnn", channels=(2,), hidden=(4,), flip_average=True), data)
+    module = module_of(task.recipe, (1, 8, 8), 2)
+    state = module.state_dict()
+    with torch.no_grad():
+        logits = module(torch.from_numpy(x)).numpy()
+    weight, bias = list(state.values())[-2:]
+    np.testing.assert_allclose(last_layer(task, state).test @ weight.numpy().T + bias.numpy(), logits, atol=1e-5)
 
 
 def test_side_by_side_is_each_score_alone_and_differences_are_paired() -> None:

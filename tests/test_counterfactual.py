@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from datamodels.applications.baselines import random_scores
 from datamodels.datasets import from_arrays
 from datamodels.errors import CampaignError, RequestError
 from datamodels.evaluation.brittleness import _Search, brittleness, data_support
-from datamodels.evaluation.counterfactual import Estimate, counterfactual, output_key, removal_curve, retrain, size_of
+from datamodels.evaluation.counterfactual import counterfactual
 from datamodels.evaluation.mislabels import plant_label_noise
+from datamodels.evaluation.removal import removal_curve
+from datamodels.evaluation.retraining import Estimate, output_key, retrain, size_of
+from datamodels.regression.calibration import calibrate, removal
 from datamodels.training.ensemble import TrainRecipe, train_models
 from datamodels.training.outputs import margins
 from datamodels.training.recipes import Recipe
@@ -38,6 +42,12 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainRecipe, Attr
     )
     assert train(store, task, **QUIET).ok
     return task, fit(store, Ridge(), progress=False)
+
+
+def with_nan(attribution: Attribution) -> Attribution:
+    weights = attribution.weights.copy()
+    weights[3, 0] = np.nan
+    return replace(attribution, weights=weights)
 
 
 def test_retrained_models_are_those_of_a_plain_loop(problem: Any, tmp_path: Path) -> None:
@@ -159,6 +169,11 @@ def test_outputs_and_targets_are_those_of_the_attribution(problem: Any, tmp_path
         ({"k": 3, "mode": "add"}, "there are 0 examples to add"),
         ({"k": 3, "targets": [80]}, r"columns 0\.\.79"),
         ({"k": 3, "targets": "some"}, r"columns 0\.\.79"),
+        ({"k": 3, "targets": np.ones(80, dtype=bool)}, r"np.flatnonzero\(mask\)"),
+        ({"k": 2.5}, "k is 2.5; give a whole number"),
+        ({"k": True}, "k is True; give a whole number"),
+        ({"share": 1.5}, "share is 1.5; give a number above 0"),
+        ({"share": np.nan}, "share is nan; give a number above 0"),
         ({"k": 3, "mode": "swap"}, "legal: remove, add"),
         ({"k": 3, "replicates": 1}, "replicates is 1; give 2 or more"),
         ({"k": 3, "confidence": 1}, "between 0 and 1"),
@@ -177,9 +192,41 @@ def test_methods_that_do_not_go_together_are_refused(problem: Any, tmp_path: Pat
         ({"random": attribution}, "call none of them 'random'"),
         ({"a": attribution, "b": attribution[:3]}, "the task has 160"),
         ({"a": attribution[:3], "b": attribution[1:4]}, "are of other targets"),
+        (
+            {"a": replace(attribution, target_facts={"target": np.arange(80) - 1})},
+            "'target'. of the attribution 'a' .* from 0",
+        ),
+        ({"a": attribution, "b": with_nan(attribution)}, "attribution 'b' has scores that are NaN"),
     ):
         with pytest.raises(RequestError, match=message):
             counterfactual(task, methods, k=3, folder=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_calibrated_predictions_come_with_intervals(problem: Any, tmp_path: Path, runs: int) -> None:
+    """Those of `removal`, with the noise of the measured means where the calibration knows it."""
+    task, attribution = problem
+    masks = Design(n_train=160, alpha=0.5, n_models=40, replicates=runs, seed=5).masks()
+    outputs = attribution.predict(masks) + 0.5 * np.random.default_rng(0).normal(size=(40, 80))
+    scores = replace(attribution, provenance={"sources": []})
+    found = calibrate(scores, masks=masks, outputs=outputs)
+    options: dict[str, Any] = {"k": 6, "replicates": 2, "confidence": 0.8, **QUIET}
+    methods = {"calibrated": found, "plain": attribution}
+    done = counterfactual(task, methods, targets=[4, 9], folder=tmp_path / "a", **options)
+    for row in done.table()[:2]:
+        members = np.argsort(-found.weights[:, row["target"]], kind="stable")[:6]
+        expected = removal(found, members, confidence=0.8, runs=2 if runs == 2 else None)
+        named = (row["predicted"], row["predicted_low"], row["predicted_high"])
+        assert named == pytest.approx([float(one[row["target"]]) for one in expected], rel=1e-5)
+        assert row["predicted_low"] < row["predicted"] < row["predicted_high"]
+    assert {row["predicted_low"] for row in done.table()[2:]} == {None}
+    base = np.arange(160) < 120
+    added = counterfactual(task, found, targets=[4], mode="add", base=base, folder=tmp_path / "b", **options).changes[0]
+    assert added.predicted_low is not None
+    assert added.predicted_low < added.predicted
+    assert added.predicted > 0
+    if runs == 1:  # the mean over targets has none: its targets share their models
+        assert counterfactual(task, found, folder=tmp_path / "c", **options).changes[0].predicted_high is None
 
 
 def test_ties_are_broken_at_random_but_the_same_again(problem: Any, tmp_path: Path) -> None:
@@ -258,8 +305,14 @@ def test_data_support_is_the_smallest_prefix() -> None:
     assert data_support(a, margins=[2.9, 0.0, 2.5], base=np.array([False, True, True, True])).tolist() == [2, -1, 3]
     with pytest.raises(RequestError, match="there are 3 targets"):
         data_support(a, margins=[1.0])
-    with pytest.raises(RequestError, match="give bool"):
+    with pytest.raises(RequestError, match="give a bool array"):
         data_support(a, base=np.ones(4))
+    with pytest.raises(RequestError, match="every bias of the attribution is 0"):
+        data_support(Attribution(weights, np.zeros(3)))
+    with pytest.raises(RequestError, match="one finite margin for each"):
+        data_support(a, margins=[1.0, np.nan, 2.0])
+    with pytest.raises(RequestError, match="NaN or infinite"):
+        data_support(with_nan(a), margins=np.ones(3))
 
 
 @pytest.mark.parametrize("truth", [1, 2, 3, 17, 40, 64, 65])
@@ -303,12 +356,23 @@ def test_a_wrong_search_is_refused(problem: Any, tmp_path: Path) -> None:
     for options, message in (
         ({"targets": [80]}, r"give columns 0\.\.79"),
         ({"targets": []}, "give columns"),
+        ({"targets": "all"}, r"give columns 0\.\.79"),
+        ({"targets": [0.7]}, r"give columns 0\.\.79"),
+        ({"targets": np.ones(80, dtype=bool)}, r"np.flatnonzero\(mask\)"),
         ({"targets": [1], "largest": 160}, "give 1 up to 159"),
-        ({"targets": [1], "base": [1, 0]}, "the task's 160 examples"),
+        ({"targets": [1], "base": [1, 0]}, r"give a bool array \(160,\)"),
         ({"targets": [1], "replicates": 1}, "give 2 or more"),
     ):
         with pytest.raises(RequestError, match=message):
             brittleness(task, attribution, folder=tmp_path, **options)
+    short = Attribution(np.ones((5, 2)), np.ones(2))
+    with pytest.raises(RequestError, match="the task's 160 examples"):
+        brittleness(task, short, [0], folder=tmp_path)
+    with pytest.raises(RequestError, match="NaN or infinite"):
+        brittleness(task, with_nan(attribution), [1], folder=tmp_path)
+    below = replace(attribution, target_facts={"target": np.arange(80) - 1})
+    with pytest.raises(RequestError, match="whole numbers from 0"):
+        brittleness(task, below, [0], folder=tmp_path)
     losses = Attribution(
         attribution.weights, attribution.bias, provenance={"sources": [{"outputs_key": "losses"}]}
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def test_splits_that_overlap_or_lack_a_group_are_refused(planted: Any, tmp_path:
             r"1 test examples are in the choice and in the report .*first is 5",
         ),
         (attribution, groups, {"report": []}, "0 of the 700 test examples are left"),
+        (attribution, groups, {"report": [400, 401, 400]}, "1 entries of report come twice"),
+        (attribution, groups, {"report": np.ones(700, dtype=bool)}, r"np.flatnonzero\(mask\)"),
+        (replace(attribution, target_facts={"target": np.arange(CHOICE) - 1}), groups, {}, "whole numbers from 0"),
         (attribution, lone, {}, "1 groups of the choice split have no example"),
         (attribution, groups[:5], {}, r"shape \(5,\); give one for each of the 700"),
         (bare, groups, {}, "must say which test examples"),
@@ -149,6 +153,13 @@ def test_selection_drops_the_negative_or_the_lowest() -> None:
     np.testing.assert_array_equal(d3m(a, [0], [1.0]).alignment, [1, -2, 0, -1])
     with pytest.raises(RequestError, match="k is 4; give 0 up to 3"):
         d3m(a, [0], [1.0], k=4)
+    with pytest.raises(RequestError, match=r"k is 2.5; give 0 up to 3 .* a whole number"):
+        d3m(a, [0], [1.0], k=2.5)  # type: ignore[arg-type]
+    assert d3m(a, [0], [1.0], k=np.int64(2)).keep.sum() == 2  # type: ignore[arg-type]
+    broken = Attribution(np.array([[1.0, np.nan]]), np.zeros(2))
+    for refused in (lambda: d3m(broken, [0, 1], [1.0, 1.0]), lambda: pseudo_groups(broken, [0, 0])):
+        with pytest.raises(RequestError, match="NaN or infinite"):
+            refused()
     with pytest.raises(RequestError, match="every training example has a negative"):
         d3m(Attribution(-np.ones((2, 1)), np.zeros(1)), [0], [1.0])
     with pytest.raises(RequestError, match="one finite loss"):

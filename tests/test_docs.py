@@ -66,7 +66,23 @@ def is_make(line: str) -> bool:
     return bool(found)
 
 
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a document: lower case, without punctuation, spaces as hyphens, repeated ones numbered."""
+    found: list[str] = []
+    for heading in re.findall(r"^#{1,6} +(.+?)[ #]*$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        found.append(re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-"))
+    return {name if not found[:i].count(name) else f"{name}-{found[:i].count(name)}" for i, name in enumerate(found)}
+
+
+def test_anchors_are_those_of_github() -> None:
+    text = "# A `b_c`: d, e\n## [Link](x.md#y) — two  spaces\n```bash\n# no heading\n```\n### Same ##\n### Same\n"
+    assert anchors(text) == {"a-b_c-d-e", "link--two--spaces", "same", "same-1"}
+
+
 def test_links_inside_the_project_lead_somewhere() -> None:
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        for target, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]+))?\)", document.read_text()):
+            file = document.parent / target if target else document
+            assert file.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(file.read_text()), f"{document.name}: {target}#{anchor}"

@@ -69,6 +69,13 @@ def test_out_of_mask_margins_are_means_over_models_that_did_not_see(noisy: tuple
     np.testing.assert_allclose(some[3], margins[:50][~masks[:50, 3], 3].mean(), atol=1e-9)
 
 
+def test_weights_that_are_not_finite_are_refused() -> None:
+    broken = Attribution(np.array([[1.0, np.nan], [0, 1]]), np.zeros(2), train_columns=np.arange(2))
+    for method in ("self_influence", "influence", None):
+        with pytest.raises(RequestError, match="NaN or infinite"):
+            mislabel_scores(broken, method)
+
+
 def test_weights_are_read_as_said(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(size=(4, 4))
     a = Attribution(weights, np.zeros(4), train_columns=np.array([2, 0, 1, 3]))

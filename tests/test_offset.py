@@ -49,16 +49,26 @@ def test_it_is_a_fit_of_the_residual_plus_the_offset(kind: Any) -> None:
     p = plant(150, 30, 5, noise=1.0)
     given = scores(p, error=0.1)
     result = fitted(p, kind(offset=given))
-    slope = result.target_facts["offset_slope"]
+    problem = Problem.build(masks=p.masks, outputs=p.outputs)
+    slope = measure(problem, given.weights, None).slope
     assert abs(slope - 0.5).max() < 0.2
-    found = measure(Problem.build(masks=p.masks, outputs=p.outputs), given.weights, None)
-    np.testing.assert_array_equal(slope, found.slope)
     weights = given.weights * slope
     rest = fit(masks=p.masks, outputs=p.outputs - p.masks @ weights, estimator=kind(), progress=False)
-    np.testing.assert_allclose(result.weights, rest.weights + weights, atol=1e-6)
-    np.testing.assert_allclose(result.bias, rest.bias, atol=1e-9)
-    for name, value in rest.target_facts.items():
-        np.testing.assert_array_equal(result.target_facts[name], value)
+    plain, taken = fitted(p, kind()), np.ones(5, dtype=bool)
+    if "val_r2" in plain.target_facts:
+        taken = _held_out_error(rest) < _held_out_error(plain)
+        assert taken.any()
+        held = p.outputs[np.concatenate([np.flatnonzero(part) for part in kind().splits(problem.units)])]
+        expected = 1 - np.minimum(_held_out_error(rest), _held_out_error(plain)) / held.var(axis=0)
+        np.testing.assert_allclose(result.target_facts["val_r2"], expected, rtol=1e-9)
+        assert (result.target_facts["val_r2"] >= plain.target_facts["val_r2"]).all()
+    np.testing.assert_array_equal(result.target_facts["offset_slope"], np.where(taken, slope, 0))
+    np.testing.assert_allclose(result.weights, np.where(taken, rest.weights + weights, plain.weights), atol=1e-6)
+    np.testing.assert_allclose(result.bias, np.where(taken, rest.bias, plain.bias), atol=1e-9)
+    for name in set(rest.target_facts) - {"val_r2"}:
+        for k in range(5):
+            one = rest if taken[k] else plain
+            np.testing.assert_array_equal(result.target_facts[name][k], one.target_facts[name][k])
     np.testing.assert_array_equal(result.target_facts["target"], np.arange(5))
     described = result.provenance["estimator"]
     assert described["name"] == f"{kind.name} with offset"
@@ -66,6 +76,26 @@ def test_it_is_a_fit_of_the_residual_plus_the_offset(kind: Any) -> None:
     with pytest.raises(RequestError, match="had an offset, which its description does not hold"):
         from_description(described)
     assert from_description(kind().describe()) == kind()
+
+
+def _held_out_error(found: Attribution) -> Any:
+    return np.nanmin(found.target_facts["path_val_error"], axis=1)
+
+
+def test_an_offset_that_costs_a_sparse_fit_is_left_out() -> None:
+    """Scores that are right about every weight, and of noise where the weights are 0."""
+    p = plant(300, 100, 20, nonzero=15, noise=1.0)
+    given = scores(p, error=0.25, seed=0)
+    offset = given.weights * measure(Problem.build(masks=p.masks, outputs=p.outputs), given.weights, None).slope
+    rest = fit(masks=p.masks, outputs=p.outputs - p.masks @ offset, estimator=Lasso(), progress=False)
+    found = fitted(p, Lasso(offset=given))
+    always, plain, chosen = (
+        ((weights - p.weights) ** 2).sum(axis=0).mean()
+        for weights in (rest.weights + offset, fitted(p, Lasso()).weights, found.weights)
+    )
+    assert plain < 0.6 * always
+    assert chosen < 1.15 * plain
+    assert (found.target_facts["offset_slope"] == 0).mean() > 0.7
 
 
 def test_some_targets_and_several_sources_are_those_of_the_whole() -> None:
@@ -123,7 +153,9 @@ def test_out_of_mask_slopes_come_from_the_rows_that_do_not_hold_the_target(kind:
         for outputs in (p.outputs, seen)
     ]
     np.testing.assert_allclose(results[0].weights, results[1].weights, atol=1e-5)
-    assert abs(results[0].target_facts["offset_slope"] - 0.5).max() < 0.15
+    slope = results[0].target_facts["offset_slope"]
+    assert (slope != 0).any()
+    assert abs(slope[slope != 0] - 0.5).max() < 0.15
     assert (results[0].weights[np.arange(20), np.arange(20)] == 0).all()
     others = ~np.eye(20, dtype=bool)
     assert np.corrcoef(results[0].weights[others], p.weights[others])[0, 1] > 0.95
@@ -145,6 +177,10 @@ def test_what_an_offset_has_used_is_used() -> None:
     broken = Attribution(np.full((30, 4), np.nan), np.zeros(4))
     with pytest.raises(RequestError, match="offset has scores that are NaN"):
         fitted(p, Lasso(offset=broken))
+    with pytest.raises(
+        RequestError, match=r"offset is of other targets: its target 0 is output 0 .*, and output 2 is fitted there"
+    ):
+        fitted(p, Lasso(offset=rough[[0, 1]]), rows=(100, 200), targets=[2, 3])
     with pytest.raises(RequestError, match="no prediction varies"):
         fitted(p, Lasso(offset=Attribution(np.zeros((30, 4)), np.zeros(4))))
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from datamodels import Attribution, ElasticNet, Lasso, fit, lds
+from datamodels import Attribution, Design, ElasticNet, Lasso, Ridge, Store, calibrate, fit, lds, stability, watch
 from datamodels.errors import RequestError
+from datamodels.evaluation.compare import compare_lds
+from datamodels.evaluation.curve import curve
 from datamodels.regression.estimators import from_description
 from datamodels.regression.prior import CHOICES, prior_factors
 
-from .conftest import plant
+from .conftest import Planted, plant
 
 
 def test_factors_are_those_of_the_formula() -> None:
@@ -74,6 +79,81 @@ def test_a_prior_of_other_examples_is_refused() -> None:
     prior = Attribution(np.zeros((12, 3)), np.zeros(3))
     with pytest.raises(RequestError, match=r"scores 12 training examples for 3 targets; the outputs are of 12\s+and 2"):
         fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(prior=prior), progress=False)
+    for given, message in (
+        (
+            Attribution(np.ones((12, 2)), np.zeros(2), {"target": np.array([1, 0])}),
+            "its target 0 is output 1 .*, and output 0 is fitted there",
+        ),
+        (Attribution(np.ones((12, 2)), np.zeros(2), {"target": np.array([0, -1])}), "'target'. of the prior .* from 0"),
+        (Attribution(np.ones((12, 2)), np.zeros(2), {"target": np.array([0, 1.5])}), "dtype float64"),
+        (Attribution(np.ones((12, 2)), np.zeros(2), train_columns=np.array([3, 4])), "that are fitted are not"),
+        (Attribution(np.full((12, 2), np.inf), np.zeros(2)), "prior has scores that are NaN"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            fit(masks=p.masks, outputs=p.outputs, estimator=Lasso(prior=given), progress=False)
+
+
+@pytest.mark.parametrize("given", [np.ones((12, 2)), "scores.h5ad", {"weights": np.ones((12, 2)), "bias": np.zeros(2)}])
+def test_only_an_attribution_is_a_prior(given: object) -> None:
+    for name in ("prior", "offset"):
+        with pytest.raises(RequestError, match=rf"{name} is of type .*; give an Attribution \(Attribution.load reads"):
+            Lasso(**{name: given})
+
+
+def used() -> tuple[Planted, Attribution]:
+    """400 rows, of which ridge has used the last 100."""
+    p = plant(400, 30, 4, noise=1.0)
+    return p, fit(masks=p.masks, outputs=p.outputs, estimator=Ridge(), rows=(300, 400), progress=False)
+
+
+def test_rows_that_a_prior_has_used_are_used() -> None:
+    p, rough = used()
+    arrays = {"masks": p.masks, "outputs": p.outputs}
+    result = fit(**arrays, estimator=Lasso(prior=rough), rows=(0, 200), progress=False)
+    (source,) = result.provenance["sources"]
+    np.testing.assert_array_equal(source["rows"], np.r_[0:200, 300:400])
+    assert len(source["mask_hashes"]) == 300
+    assert lds(result, **arrays, draws=10).n_models == 100
+    assert calibrate(result, **arrays).provenance["calibration"]["n_models"] == 100
+    assert compare_lds({"hybrid": result}, **arrays, draws=10).to_dict()["n_models"] == 100
+    with pytest.raises(RequestError, match="20 of the 50 named rows"):
+        lds(result, **arrays, rows=(270, 320))
+    copy = {"masks": p.masks[::-1].copy(), "outputs": p.outputs[::-1].copy()}  # known again by their masks
+    assert lds(result, **copy, draws=10).n_models == 100
+    with pytest.raises(RequestError, match="prior has used 50 of the 150 rows"):
+        fit(**arrays, estimator=Lasso(prior=rough), rows=(200, 350), progress=False)
+
+
+def test_refits_on_parts_of_the_rows_take_a_prior_that_has_not_seen_them() -> None:
+    p, rough = used()
+    arrays = {"masks": p.masks, "outputs": p.outputs}
+    steps = curve(**arrays, rows=(0, 300), estimator=Lasso(prior=rough), sizes=[60, 200], draws=10, progress=False)
+    assert steps.scores[0].n_models == 45
+    often = stability(**arrays, rows=(0, 300), estimator=Lasso(prior=rough), halves=4, q=4, progress=False)
+    assert (often.frequency[p.weights != 0] > 0.7).all()
+    with pytest.raises(RequestError, match=r"prior has used \d+ of the"):
+        stability(**arrays, estimator=Lasso(prior=rough), halves=4, q=4, progress=False)
+    with pytest.raises(RequestError, match=r"prior has used \d+ of the"):
+        curve(**arrays, estimator=Lasso(prior=rough), sizes=[60, 340], progress=False)
+    some = curve(
+        **arrays, estimator=Lasso(prior=rough), sizes=[60], draws=10, progress=False
+    )  # judged on what it has not used
+    assert some.scores[0].n_models < 60
+
+
+def test_a_campaign_is_not_watched_with_a_prior_from_its_own_rows(tmp_path: Path) -> None:
+    p = plant(1, 20, 3)
+    design = Design(n_train=20, alpha=0.5, n_models=200)
+    store = Store.create(tmp_path / "s", schema={"margins": {"shape": (3,), "dtype": "float32"}}, design=design)
+    noise = np.random.default_rng(0).normal(size=(200, 3))
+    for row, mask in enumerate(store.masks()):
+        store.write_row(row, {"margins": (mask @ p.weights + noise[row]).astype(np.float32)})
+    rough = fit(store, Ridge(), rows=(150, 200), progress=False)
+    with pytest.raises(RequestError, match="prior has used 50 of the 200 rows"):
+        watch(store, Lasso(prior=rough), patience=0)
+    other = replace(rough, provenance={**rough.provenance, "sources": [{"identity": "other", "rows": np.arange(3)}]})
+    seen = watch(store, Lasso(prior=other), patience=0).attribution
+    assert [source["identity"] for source in seen.provenance["sources"]] == [store.identity, "other"]
 
 
 def test_out_of_mask_targets_take_a_prior() -> None:

@@ -239,6 +239,7 @@ def test_sparse_tables_are_permuted_and_their_p_is_uniform_enough() -> None:
         ([0, 0, -1], {"a": [1, 2, 3]}, "two clusters or more"),
         ([0, 1], {"a": [1]}, r"column 'a' has shape \(1,\)"),
         ([0, 1], {}, "columns are empty"),
+        ([0, 1], {"size": [np.inf, 1.0]}, "column 'size' holds inf 1 times, .* or NaN for values to leave out"),
     ],
 )
 def test_bad_columns_are_refused(clusters: list[int], columns: dict[str, Any], message: str) -> None:
@@ -280,6 +281,8 @@ def test_markers_within_a_class_are_not_those_of_the_class() -> None:
     assert [row["feature"] for row in markers(x, clusters, ["class", "mode"], labels=labels).of(0)] == ["mode"]
     with pytest.raises(RequestError, match="all of its class"):
         markers(x, labels, labels=labels)
+    with pytest.raises(RequestError, match=r"cluster 0 is all of the targets, .* markers need a second cluster"):
+        markers(x, np.zeros(200, dtype=int))
     with pytest.raises(RequestError, match="there is no cluster 9"):
         markers(x, clusters).of(9)
 

@@ -7,16 +7,20 @@ used no rows of any store.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, first_line
+from datamodels.training.ensemble import TrainRecipe
 
 Metric = Literal["cosine", "euclidean"]
 _BLOCK = 64 << 20  # bytes of similarities at a time
+_BATCH = 200  # examples that go through a network at once
 
 
 def nearest_neighbours(
@@ -34,7 +38,7 @@ def nearest_neighbours(
     Parameters
     ----------
     train_features, target_features
-        (n_train, ...) and (n_targets, ...): pixels, or the last layer of a trained model.
+        (n_train, ...) and (n_targets, ...): pixels, or the `last_layer` of a trained network.
     train_labels, target_labels
         (n_train,) and (n_targets,). A weight is positive where they agree and negative where not.
     metric
@@ -43,7 +47,8 @@ def nearest_neighbours(
     neighbours
         That rank; for ``euclidean``.
     train_columns
-        (n_targets,) when targets are training examples: which. The weight of an example for itself is then 0.
+        (n_targets,) when targets are training examples: which. The weight of an example for itself is then 0, and it is no
+        neighbour of itself.
 
     Returns
     -------
@@ -64,22 +69,96 @@ def nearest_neighbours(
             f"train features {train.shape} with labels {labels.shape} and target features {targets.shape} with labels "
             f"{wanted.shape} do not go together; give (n_train, features), (n_train,), (n_targets, features), (n_targets,)"
         )
-    if metric == "euclidean" and not 1 <= neighbours <= len(train):
-        raise RequestError(f"neighbours is {neighbours}; give 1 up to the {len(train)} training examples")
+    columns = None if train_columns is None else np.asarray(train_columns)
+    if columns is not None and (
+        columns.shape != wanted.shape
+        or columns.dtype.kind not in "iu"
+        or columns.min() < 0
+        or columns.max() >= len(train)
+    ):
+        raise RequestError(
+            f"train_columns are {columns.dtype} of shape {columns.shape}; give one training example 0..{len(train) - 1} for each of the "
+            f"{len(targets)} targets"
+        )
+    others = len(train) - (columns is not None)
+    if metric == "euclidean" and not 1 <= neighbours <= others:
+        raise RequestError(
+            f"neighbours is {neighbours}; give 1 up to the {others} training examples{'' if columns is None else ' besides the target'}"
+        )
     weights = np.empty((len(train), len(targets)), dtype=np.float32)
     step = max(1, _BLOCK // (8 * len(train)))
     for start in range(0, len(targets), step):
         part = targets[start : start + step]
         weights[:, start : start + step] = _cosines(train, part) if metric == "cosine" else _distances(train, part)
+    if columns is not None:
+        weights[columns, np.arange(len(targets))] = 0 if metric == "cosine" else np.inf
     if metric == "euclidean":
         h = float(np.median(np.partition(weights, neighbours - 1, axis=0)[neighbours - 1]))
         np.exp(-0.5 * (weights / max(h, 1e-12)) ** 2, out=weights)
     weights *= np.where(labels[:, None] == wanted, np.float32(1), np.float32(-1))
-    columns = None if train_columns is None else np.asarray(train_columns)
-    out = _baseline(weights, f"nearest neighbours ({metric})", "similarity, signed by the label", columns)
-    if columns is not None:
-        out.weights[out.train_columns, np.arange(len(targets))] = 0
-    return out
+    return _baseline(weights, f"nearest neighbours ({metric})", "similarity, signed by the label", columns)
+
+
+class Features(NamedTuple):
+    """Features of the examples of a dataset, float32: train (n_train, d) and test (n_test, d)."""
+
+    train: NDArray[np.float32]
+    test: NDArray[np.float32]
+
+
+def last_layer(task: TrainRecipe, checkpoint: str | Path | Mapping[str, Any]) -> Features:
+    """What goes into the last linear layer of a trained network of a recipe.
+
+    Parameters
+    ----------
+    task
+        Whose network, and on which examples.
+    checkpoint
+        A file of `datamodels.trak.of_recipe.train_checkpoints`, or a state dict of `datamodels.training.modules.module_of`.
+
+    Returns
+    -------
+    Features
+        Where the layer is called more than once (pictures and their mirror images), the mean over its calls.
+
+    Raises
+    ------
+    RequestError
+        when the checkpoint is not of this recipe, or its network has no linear layer.
+    """
+    import torch
+
+    from datamodels.training.modules import module_of
+
+    if task.prepare is not None:
+        raise RequestError(
+            "features that each subset prepares for itself are not those of one network: leave out prepare"
+        )
+    data = task.data
+    module = module_of(task.recipe, data.train.x.shape[1:], data.n_classes)
+    try:
+        given = torch.load(checkpoint, weights_only=True) if isinstance(checkpoint, str | Path) else checkpoint
+        module.load_state_dict(given.get("state_dict", given))
+    except Exception as error:
+        raise RequestError(f"the checkpoint does not hold a network of this recipe: {first_line(error)}") from None
+    calls: list[tuple[torch.nn.Module, torch.Tensor]] = []
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0])))
+
+    def features(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = []
+        for batch in torch.from_numpy(x).split(_BATCH):
+            calls.clear()
+            module(batch)
+            if not calls:
+                raise RequestError(f"the network {task.recipe.architecture!r} has no linear layer")
+            last = [values for layer, values in calls if layer is calls[-1][0]]
+            parts.append(torch.stack(last).mean(dim=0).flatten(1).numpy())
+        return np.concatenate(parts)
+
+    with torch.no_grad():
+        return Features(features(data.train.x), features(data.test.x))
 
 
 def random_scores(n_train: int, n_targets: int, seed: int = 0) -> Attribution:

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.attribution import Attribution
 from datamodels.design import label_codes
 from datamodels.errors import RequestError
-from datamodels.evaluation.counterfactual import Estimate, check_runs, retrain
+from datamodels.evaluation.retraining import Estimate, check_runs, retrain
+from datamodels.regression.calibration import check_finite, positions_of
 from datamodels.training.ensemble import TrainRecipe
 
 _FEWEST = 2  # targets of a class that have a component
@@ -45,7 +46,13 @@ def group_alignment(
     Returns
     -------
     (n_train,) in units of the output: negative for examples that harm the groups of large loss.
+
+    Raises
+    ------
+    RequestError
+        when weights or losses are not finite, or groups are not one per target.
     """
+    check_finite(attribution, "attribution")
     codes = _groups("groups", groups, attribution.n_targets)
     values = np.asarray(losses, dtype=np.float64)
     if values.shape != codes.shape or not np.isfinite(values).all() or not 0 <= beta < np.inf:
@@ -76,6 +83,7 @@ def pseudo_groups(attribution: Attribution, labels: ArrayLike) -> NDArray[np.int
     """
     from scipy.sparse.linalg import eigsh
 
+    check_finite(attribution, "attribution")
     codes = _groups("labels", labels, attribution.n_targets)
     out = 2 * codes
     for label in range(int(codes.max()) + 1):
@@ -119,8 +127,10 @@ def d3m(
     if k is None:
         keep = scores >= 0
     else:
-        if not 0 <= k < len(scores):
-            raise RequestError(f"k is {k}; give 0 up to {len(scores) - 1} of the {len(scores)} training examples")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 0 <= k < len(scores):
+            raise RequestError(
+                f"k is {k}; give 0 up to {len(scores) - 1} of the {len(scores)} training examples, a whole number"
+            )
         keep = np.ones(len(scores), dtype=np.bool_)
         keep[np.argsort(scores, kind="stable")[:k]] = False
     if not keep.any():
@@ -276,7 +286,7 @@ def debias(
     Raises
     ------
     RequestError
-        when the splits overlap, or a group of the choice split is not in the report split.
+        when the splits overlap, a test example is reported on twice, or a group of the choice split is not in the report split.
     """
     check_runs(replicates, confidence)
     data = task.data
@@ -337,11 +347,22 @@ def _splits(
     """Positions of the choice and of the report split among the test examples."""
     if "target" not in attribution.target_facts or attribution.train_columns is not None:
         raise RequestError("the attribution must say which test examples its targets are, in target_facts['target']")
-    choice = np.asarray(attribution.target_facts["target"], dtype=np.int64)
+    choice = positions_of(attribution)
     n_test = len(codes)
     if choice.max() >= n_test:
         raise RequestError(f"the attribution has targets up to {choice.max()}; there are {n_test} test examples")
-    judged = np.setdiff1d(np.arange(n_test), choice) if report is None else np.asarray(report, dtype=np.int64)
+    judged = np.setdiff1d(np.arange(n_test), choice) if report is None else np.asarray(report)
+    if judged.ndim != 1 or (len(judged) and judged.dtype.kind not in "iu"):
+        raise RequestError(
+            f"report has dtype {judged.dtype} and shape {judged.shape}; give positions of test examples, whole numbers (of a mask: "
+            "np.flatnonzero(mask))"
+        )
+    judged = judged.astype(np.int64)
+    if len(np.unique(judged)) < len(judged):
+        raise RequestError(
+            f"{len(judged) - len(np.unique(judged))} entries of report come twice; each test example is judged once: give "
+            "np.unique(report)"
+        )
     if not len(judged) or judged.min() < 0 or judged.max() >= n_test:
         raise RequestError(
             f"{len(judged)} of the {n_test} test examples are left to report on; fit the attribution on some of them only, "

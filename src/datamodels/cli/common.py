@@ -61,6 +61,9 @@ Memory = Annotated[
     str | None, typer.Option("--memory", help="Memory for tables of counts, as 8GB; most of what is free by default.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import and call code that run.json names (datasets, architectures).")
+]
 
 
 def where(

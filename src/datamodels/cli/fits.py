@@ -60,6 +60,14 @@ def fit(
     penalty: Annotated[
         Path | None, typer.Option(help="Penalty factors, .npy (n_train,) or (n_train, n_targets) (lasso, elastic net).")
     ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(help="Attribution .h5ad that says which examples are likely to matter (lasso, elastic net)."),
+    ] = None,
+    offset: Annotated[
+        Path | None,
+        typer.Option(help="Attribution .h5ad to add to, as far as its slope goes (lasso, elastic net, ridge, ols)."),
+    ] = None,
     memory: Memory = None,
     follow: Annotated[
         bool, typer.Option("--watch", help="Refit as a running campaign completes rows; see --reach and --worth.")
@@ -81,12 +89,15 @@ def fit(
 
     Example: datamodels fit runs/a --estimator lasso --rows 0:3500 --out lasso.h5ad
 
+    Example: datamodels fit runs/a --prior trak.h5ad --out hybrid.h5ad
+
     Example: datamodels fit runs/a --watch --reach 0.5 --out lasso.h5ad
 
     Example: datamodels fit --masks train_masks_50pct.npy --outputs test_margins_50pct.npy --out lasso.h5ad
     """
     import numpy as np
 
+    from datamodels.attribution import Attribution
     from datamodels.regression.fit import fit as run
     from datamodels.regression.problem import load_array
 
@@ -99,11 +110,13 @@ def fit(
         val_fraction=val_fraction,
         folds=folds,
         seed=seed,
+        prior=None if prior is None else Attribution.load(prior),
+        offset=None if offset is None else Attribution.load(offset),
     )
     if follow or reach is not None or worth is not None:
         given = {
             "--masks": masks, "--outputs": outputs, "--rows": rows, "--targets": targets, "--penalty": penalty,
-            "--targets-are-train": targets_are_train or None, "--memory": memory,
+            "--targets-are-train": targets_are_train or None, "--memory": memory, "--offset": offset,
         }  # fmt: skip
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or not follow or len(stores or []) != 1:

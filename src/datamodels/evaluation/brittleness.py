@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
-from datamodels.evaluation.counterfactual import check_runs, output_key, retrain
+from datamodels.evaluation.retraining import base_mask, check_runs, columns_of, output_key, retrain
+from datamodels.regression.calibration import check_finite, positions_of
 from datamodels.training.ensemble import TrainRecipe
 
 NEVER = -1
@@ -40,13 +41,24 @@ def data_support(
     -------
     (n_targets,) int64: 0 where the margin is below 0 before any removal, -1 where not even removing all helpful
     examples is predicted to flip it.
+
+    Raises
+    ------
+    RequestError
+        when weights or margins are not finite, or margins are left out and every bias is 0.
     """
-    start = np.ones(attribution.n_train, dtype=np.bool_) if base is None else np.asarray(base)
-    if start.dtype != np.bool_ or start.shape != (attribution.n_train,):
-        raise RequestError(f"base has shape {start.shape} and dtype {start.dtype}; give bool ({attribution.n_train},)")
+    check_finite(attribution, "attribution")
+    start = base_mask(attribution.n_train, base)
+    if margins is None and not attribution.bias.any():
+        raise RequestError(
+            "every bias of the attribution is 0, so it cannot say what the margins are before removal: give margins, those of "
+            "models trained on the base"
+        )
     before = attribution.predict(start) if margins is None else np.asarray(margins, dtype=np.float64)
-    if before.shape != (attribution.n_targets,):
-        raise RequestError(f"margins have shape {before.shape}; there are {attribution.n_targets} targets")
+    if before.shape != (attribution.n_targets,) or not np.isfinite(before).all():
+        raise RequestError(
+            f"margins have shape {before.shape}; there are {attribution.n_targets} targets: give one finite margin for each"
+        )
     out = np.full(attribution.n_targets, NEVER, dtype=np.int64)
     for target, margin in enumerate(before):
         if margin < 0:
@@ -183,15 +195,13 @@ def brittleness(
         when targets, base or `largest` do not fit.
     """
     check_runs(replicates, 0.95)
-    columns = np.asarray(targets, dtype=np.int64)
-    start = np.ones(task.n_train, dtype=np.bool_) if base is None else np.asarray(base)
-    if start.dtype != np.bool_ or start.shape != (task.n_train,) or attribution.n_train != task.n_train:
+    check_finite(attribution, "attribution")
+    columns = columns_of(targets, attribution.n_targets)
+    start = base_mask(task.n_train, base)
+    if attribution.n_train != task.n_train:
         raise RequestError(
-            f"base has shape {start.shape} and dtype {start.dtype}, the attribution {attribution.n_train} train "
-            f"examples; give bool and an attribution of the task's {task.n_train} examples"
+            f"the attribution has {attribution.n_train} train examples; give one of the task's {task.n_train} examples"
         )
-    if columns.ndim != 1 or not len(columns) or columns.min() < 0 or columns.max() >= attribution.n_targets:
-        raise RequestError(f"targets are {columns.tolist()}; give columns 0..{attribution.n_targets - 1}")
     most = int(start.sum()) // 4 if largest is None else largest
     if not 1 <= most < start.sum():
         raise RequestError(
@@ -201,7 +211,7 @@ def brittleness(
     name = key.removeprefix("train_")
     if name not in ("margins", "log_odds_margins"):
         raise RequestError(f"the attribution is of {key!r}; a flip is seen in margins or log_odds_margins")
-    positions = attribution.target_facts.get("target", np.arange(attribution.n_targets))[columns].astype(np.int64)
+    positions = positions_of(attribution)[columns]
 
     def margins_of(masks: NDArray[np.bool_], step: str) -> NDArray[np.float64]:
         found = retrain(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score, unused_rows
+from datamodels.regression.calibration import positions_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
 from datamodels.spec import MASKS
 
@@ -156,14 +157,14 @@ def compare_lds(
 def _shared_targets(attributions: Mapping[str, Attribution], n_outputs: int) -> NDArray[np.int64]:
     """The outputs that all attributions are of, (n_targets,)."""
     first, one = next(iter(attributions.items()))
-    wanted = one.target_facts.get("target", np.arange(one.n_targets)).astype(np.int64)
+    wanted = positions_of(one, repr(first))
     for name, other in attributions.items():
         if "target" not in other.target_facts and other.n_targets != n_outputs:
             raise RequestError(
                 f"{name!r} has {other.n_targets} targets and does not say which of the {n_outputs} outputs they are: add "
                 "target_facts['target']"
             )
-        if not np.array_equal(wanted, other.target_facts.get("target", np.arange(other.n_targets))):
+        if not np.array_equal(wanted, positions_of(other, repr(name))):
             raise RequestError(
                 f"{first!r} and {name!r} are not of the same targets in the same order; choose common ones with "
                 "attribution[targets]"

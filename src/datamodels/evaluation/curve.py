@@ -18,6 +18,7 @@ from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import Problem
+from datamodels.regression.used import used_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,8 @@ def curve(
     held_out, seed
         Share of design units that is held out, drawn by seed.
     test
-        A store whose rows are held out instead; then every row of `source` may be fitted.
+        A store whose rows are held out instead; then every row of `source` may be fitted. Rows that a prior or an offset of the
+        estimator has used are judged on in neither case.
     fitted
         What this estimator made of all rows that are not held out, where it is known: then it is not fitted again.
     """
@@ -157,6 +159,9 @@ def curve(
         shared = {part.identity for part in training.sources} & {part.identity for part in testing.sources}
         if shared:
             raise RequestError("the test store has the same design as the store that is fitted: its models are not new")
+    chosen = resolve(estimator)
+    before = [entry for scores in chosen.scores().values() for entry in scores.provenance.get("sources", [])]
+    testing = testing.take(~np.isin(testing.units, testing.units[used_rows(testing, before)]))
     if testing.n_rows < 3:
         raise RequestError(f"only {testing.n_rows} rows are held out; hold out more or train more models")
     numbers = _sizes(sizes, training.n_rows)
@@ -166,7 +171,7 @@ def curve(
             if fitted is not None and size == training.n_rows:
                 attribution = fitted
             else:
-                attribution = fit_problem(training.take(np.arange(size)), resolve(estimator), progress=False)
+                attribution = fit_problem(training.take(np.arange(size)), chosen, progress=False)
             scores.append(score(attribution, testing, draws=draws, confidence=0.95, seed=seed))
             bar.advance()
     return Curve(numbers, tuple(scores))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.ranks import resampled_spearman, unit_counts
+from datamodels.regression.calibration import positions_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
 from datamodels.regression.used import used_rows
 from datamodels.spec import MASKS
@@ -108,14 +109,14 @@ def lds(
         "outputs_key": outputs_key or fitted.get("outputs_key", OUTPUTS),
     }
     problem = Problem.build(source, masks=masks, outputs=outputs, rows=rows, targets_are_train=False, **keys)
-    targets = attribution.target_facts.get("target")
-    if targets is not None:
+    if "target" in attribution.target_facts:
+        targets = positions_of(attribution)
         if len(targets) and targets.max() >= problem.n_targets:
             raise RequestError(
                 f"the attribution has targets up to {targets.max()}; the outputs ({keys['outputs_key']!r}) have "
                 f"{problem.n_targets}: name the key that was fitted, or another store"
             )
-        problem = replace(problem, targets=problem.targets[targets.astype(np.int64)])
+        problem = replace(problem, targets=problem.targets[targets])
     if problem.n_targets != attribution.n_targets:
         raise RequestError(
             f"the attribution has {attribution.n_targets} targets and does not say which; the outputs have "

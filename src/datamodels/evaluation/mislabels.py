@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
+from datamodels.regression.calibration import check_finite
 from datamodels.regression.problem import Problem, Rows
 from datamodels.store import Store
 
@@ -53,7 +54,7 @@ def mislabel_scores(
     Raises
     ------
     RequestError
-        when the source is not of the kind that the method needs, or some example was seen by every model.
+        when the source is not of the kind that the method needs, weights are not finite, or some example was seen by every model.
     """
     if method is not None and method not in get_args(Method):
         raise RequestError(f"method is {method!r}; legal: {', '.join(get_args(Method))}")
@@ -65,6 +66,7 @@ def mislabel_scores(
         return -out_of_mask_margins(source, outputs_key=outputs_key, rows=rows)
     if method == "out_of_mask":
         raise RequestError("method 'out_of_mask' needs a store with outputs on train examples, not an attribution")
+    check_finite(source, "attribution")
     own = _own_weights(source)
     if method is None:
         method = "self_influence" if own is not None and own.any() else "influence"

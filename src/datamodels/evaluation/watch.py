@@ -18,6 +18,7 @@ from datamodels.evaluation.lds import LDS, score
 from datamodels.memory import bytes_of
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import attribution_of, fit_problem, resolve
+from datamodels.regression.prior import check_scores
 from datamodels.regression.problem import OUTPUTS, Problem, Source
 from datamodels.regression.statistics import SplitStatistics
 from datamodels.spec import MASKS
@@ -223,6 +224,8 @@ class _Rows:
     def fit(self, draws: int) -> tuple[Attribution, LDS]:
         """Fit the rows that are complete by now, and judge on the held-out ones."""
         done = self._done()
+        for name, scores in self.estimator.scores().items():  # held-out rows that it has used cannot judge it
+            check_scores(scores, self._problem(done), name)
         training = self._problem(done & ~self.for_test)
         rows = training.sources[0].rows
         attribution = self._fit(training, rows)

@@ -194,10 +194,10 @@ def removal(
     """
     from scipy import stats
 
-    missing = [name for name in _FACTS if name not in attribution.target_facts]
-    if missing:
+    if not is_calibrated(attribution):
+        missing = next(name for name in _FACTS if name not in attribution.target_facts)
         raise RequestError(
-            f"this attribution is not calibrated (target_facts lacks {missing[0]!r}): use what calibrate(attribution, store) returns"
+            f"this attribution is not calibrated (target_facts lacks {missing!r}): use what calibrate(attribution, store) returns"
         )
     if not 0 < confidence < 1:
         raise RequestError(f"confidence is {confidence}; it must be between 0 and 1")
@@ -218,6 +218,11 @@ def removal(
     wide = stats.t.ppf((1 + confidence) / 2, df) * np.sqrt(variance)
     predicted = change if add else -change
     return Removal(predicted, predicted - wide, predicted + wide)
+
+
+def is_calibrated(attribution: Attribution) -> bool:
+    """Whether it has the facts that intervals come from."""
+    return all(name in attribution.target_facts for name in _FACTS)
 
 
 def measure(problem: Problem, weights: NDArray[Any], columns: NDArray[np.int64] | None) -> Slopes:
@@ -301,6 +306,23 @@ def check_finite(attribution: Attribution, what: str) -> None:
         raise RequestError(f"the {what} has scores that are NaN or infinite")
 
 
+def positions_of(attribution: Attribution, what: str = "attribution") -> NDArray[np.int64]:
+    """Which outputs its targets are, (n_targets,): ``target_facts["target"]``, or all in order.
+
+    Raises
+    ------
+    RequestError
+        when they are not whole numbers from 0.
+    """
+    stated = attribution.target_facts.get("target", np.arange(attribution.n_targets))
+    if stated.ndim != 1 or stated.dtype.kind not in "iu" or stated.min(initial=0) < 0:
+        raise RequestError(
+            f"target_facts['target'] of the {what} has dtype {stated.dtype}, shape {stated.shape} and begins with "
+            f"{stated[:3].tolist()}; give the positions of its targets among the outputs, whole numbers from 0, (n_targets,)"
+        )
+    return stated.astype(np.int64)
+
+
 def _rows_for(
     attribution: Attribution,
     source: Any,
@@ -331,13 +353,12 @@ def _rows_for(
     )
     if problem.n_train != attribution.n_train:
         raise RequestError(f"the attribution has {attribution.n_train} train examples, the masks {problem.n_train}")
-    stated = attribution.target_facts.get("target")
-    if stated is None and problem.n_targets != attribution.n_targets:
+    chosen = positions_of(attribution)
+    if "target" not in attribution.target_facts and problem.n_targets != attribution.n_targets:
         raise RequestError(
             f"the attribution has {attribution.n_targets} targets and does not say which of the {problem.n_targets} outputs "
             "they are: add target_facts['target'], or give the outputs of its targets alone"
         )
-    chosen = np.arange(problem.n_targets) if stated is None else stated.astype(np.int64)
     if len(chosen) and chosen.max() >= problem.n_targets:
         raise RequestError(f"the attribution has targets up to {chosen.max()}; there are {problem.n_targets} outputs")
     problem = replace(problem, targets=problem.targets[chosen])

@@ -19,7 +19,7 @@ from datamodels.regression.kernel import leave_one_out, ridge_kernel
 from datamodels.regression.krylov import ridge_out_of_mask
 from datamodels.regression.moments import default_tolerance
 from datamodels.regression.path import PathFit, fit_path
-from datamodels.regression.prior import check_scores, describe_scores, solve_with_prior
+from datamodels.regression.prior import check_shape, describe_scores, solve_with_prior
 from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
@@ -46,6 +46,15 @@ class Estimator(ABC):
     out_of_mask: ClassVar[bool] = True
     penalised: ClassVar[bool] = False
     offset: Attribution | None = None
+
+    def __new__(cls, *args: Any, **given: Any) -> Estimator:
+        for name in _SCORES:  # pydantic would say less, and take a dict
+            if not isinstance(given.get(name), Attribution | None):
+                raise RequestError(
+                    f"{name} is of type {type(given[name]).__name__}; give an Attribution (Attribution.load reads a file, "
+                    "Attribution.from_scores takes an array)"
+                )
+        return super().__new__(cls)
 
     @abstractmethod
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
@@ -86,9 +95,15 @@ class Estimator(ABC):
     def describe(self) -> dict[str, Any]:
         """Name and parameters, for provenance. A prior or an offset is named, not held."""
         said = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
-        given = {key: said.pop(key, None) for key in _SCORES}
+        for key in _SCORES:
+            said.pop(key, None)
         name = self.name if self.offset is None else f"{self.name} with offset"
-        return {"name": name, **said, **{key: describe_scores(one) for key, one in given.items() if one is not None}}
+        return {"name": name, **said, **{key: describe_scores(one) for key, one in self.scores().items()}}
+
+    def scores(self) -> dict[str, Attribution]:
+        """The prior and the offset, where there are."""
+        given = {key: getattr(self, key, None) for key in _SCORES}
+        return {key: one for key, one in given.items() if one is not None}
 
     def _refuse_offset(self) -> None:
         if self.offset is not None:
@@ -174,7 +189,7 @@ class _PathEstimator(_Selected):
         self._refuse_offset()
         if self.prior is None:
             return solve(penalty)
-        check_scores(self.prior, n_train, n_targets)
+        check_shape(self.prior, n_train, n_targets)
         return solve_with_prior(solve, self.prior, penalty)
 
     def prefers_rows(self, problem: Problem, memory: int) -> bool:
@@ -246,12 +261,13 @@ class Lasso(_PathEstimator):
     prior
         An attribution of the same examples to the same targets, TRAK say, that says what is likely to matter: examples
         with large scores are penalised less (see `prior.prior_factors`). How much less is chosen per target on
-        the held-out rows, not at all being one of the choices.
+        the held-out rows, not at all being one of the choices. It may not have used any of the rows that are fitted.
     offset
         An attribution of the same examples to the same targets that has not used the rows that are fitted, TRAK say. Outputs are
         regressed on its predictions, with slopes that are shrunk over targets (see `calibration.calibrate`); what it misses is
-        fitted as usual, and slope times scores are added to the weights. Facts and penalty factors are those of what it misses;
-        ``target_facts["offset_slope"]`` says how far it was followed, about 0 for one that says nothing. Goes with `prior`.
+        fitted as usual, and slope times scores are added to the weights. The fit without offset is made too, and the held-out rows
+        choose between the two per target. ``target_facts["offset_slope"]`` says how far the offset was followed: 0 where it was
+        not taken. ``val_r2`` is of the outputs; other facts, and penalty factors, are those of what was fitted. Goes with `prior`.
     """
 
     name: ClassVar[str] = "lasso"
@@ -298,7 +314,7 @@ class Ridge(_Selected):
         cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979). ``loo``: exact
         leave-one-out by a second pass over the rows, at the scale of all rows (see `kernel.leave_one_out`).
     offset
-        As in `Lasso`.
+        As in `Lasso`; with ``gcv`` and ``loo``, which hold no rows out, it is always kept.
     """
 
     name: ClassVar[str] = "ridge"
@@ -362,7 +378,7 @@ class Ridge(_Selected):
 class LeastSquares(Estimator):
     """Ordinary least squares; the solution of smallest norm when it is not unique.
 
-    With an offset (see `Lasso`) it is the solution nearest to what the offset says.
+    With an offset (see `Lasso`), which is always kept, it is the solution nearest to what the offset says.
     """
 
     name: ClassVar[str] = "ols"

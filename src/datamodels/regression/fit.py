@@ -18,6 +18,7 @@ from datamodels.memory import bytes_of
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
 from datamodels.regression.offset import take_off
+from datamodels.regression.prior import check_scores
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
@@ -115,15 +116,19 @@ def fit_problem(
     """`fit` for rows that were put together already."""
     penalty = _checked_penalty(penalty_factors, problem, estimator)
     apart = estimator.out_of_mask and problem.train_columns is not None
+    for name, scores in estimator.scores().items():
+        check_scores(scores, problem, name)
     if estimator.offset is None:
         solution = _solve(problem, estimator, penalty, memory, progress, apart=apart)
-        return attribution_of(solution, problem, estimator, out_of_mask=apart)
-    rest, offset = take_off(problem, estimator.offset)
-    plain: Estimator = replace(estimator, offset=None)  # type: ignore[type-var]
-    solution = offset.added_to(_solve(rest, plain, penalty, memory, progress, apart=apart))
-    found = attribution_of(solution, problem, estimator, out_of_mask=apart)
-    used = all_sources(found.provenance["sources"], estimator.offset.provenance.get("sources", []))
-    return replace(found, provenance={**found.provenance, "sources": used})
+    else:
+        rest, offset = take_off(problem, estimator.offset)
+        plain: Estimator = replace(estimator, offset=None)  # type: ignore[type-var]
+        left = _solve(rest, plain, penalty, memory, progress, apart=apart)
+        if "path_val_error" in left.facts:
+            solution = offset.chosen(left, _solve(problem, plain, penalty, memory, progress, apart=apart))
+        else:
+            solution = offset.added_to(left)
+    return attribution_of(solution, problem, estimator, out_of_mask=apart)
 
 
 def _solve(
@@ -143,7 +148,8 @@ def _solve(
 
 
 def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *, out_of_mask: bool) -> Attribution:
-    """A solution with where it comes from."""
+    """A solution with where it comes from; rows that a prior or an offset has used are used too."""
+    before = [scores.provenance.get("sources", []) for scores in estimator.scores().values()]
     return Attribution(
         weights=solution.weights.astype(np.float32, copy=False),
         bias=solution.bias,
@@ -151,7 +157,7 @@ def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *
         train_columns=problem.train_columns,
         provenance={
             "estimator": estimator.describe(),
-            "sources": problem.rows_used(),
+            "sources": all_sources(problem.rows_used(), *before),
             "out_of_mask": out_of_mask,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

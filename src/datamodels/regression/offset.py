@@ -1,7 +1,9 @@
 """Datamodels with an offset: another attribution is believed as far as its slope goes, and what it misses is fitted.
 
 Where a prior only says which examples are likely to matter, an offset also says how much and in which direction. Its slope
-on the fitted rows is shrunk over targets, so that scores that say nothing get about 0 and the fit is the usual one.
+on the fitted rows is shrunk over targets, so that scores that say nothing get about 0 and the fit is the usual one. Where rows are
+held out to choose λ, they also choose per target whether there is an offset at all: one that is informative but dense can cost a
+sparse fit more than it gives.
 """
 
 from __future__ import annotations
@@ -13,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
-from datamodels.errors import RequestError
-from datamodels.regression.calibration import check_finite, measure
-from datamodels.regression.prior import check_scores
+from datamodels.regression.calibration import measure
+from datamodels.regression.prior import picked
 from datamodels.regression.problem import Problem, Source
 from datamodels.regression.solution import Solution
-from datamodels.regression.used import used_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +41,21 @@ class Offset:
         facts = {**solution.facts, "offset_slope": self.slope}
         return replace(solution, weights=solution.weights + self.weights, facts=facts)
 
+    def chosen(self, rest: Solution, plain: Solution) -> Solution:
+        """Per target the better of the solution of what is left and that without offset, by error on the same held-out rows.
+
+        Errors of both are errors on the outputs, so ``val_r2`` of the first follows from their ratio.
+        """
+        added = self.added_to(rest)
+        error, without = (np.nanmin(one.facts["path_val_error"], axis=1) for one in (rest, plain))
+        share = np.divide(error, without, out=np.ones_like(error), where=without > 0)
+        added.facts["val_r2"] = 1 - share * (1 - plain.facts["val_r2"])
+        plain = replace(plain, facts={**plain.facts, "offset_slope": np.zeros_like(self.slope)})
+        return picked(error < without, added, plain)
+
 
 def take_off(problem: Problem, scores: Attribution) -> tuple[Problem, Offset]:
-    """The same rows with outputs minus slope times prediction, which are held in memory (8 bytes per row and target).
-
-    Raises
-    ------
-    RequestError
-        when scores are not finite, not of the same examples and targets, or have used some of the rows.
-    """
-    check_finite(scores, "offset")
-    check_scores(scores, problem.n_train, problem.n_targets, "offset")
-    taken = used_rows(problem, scores.provenance.get("sources", []))
-    if taken.any():
-        raise RequestError(
-            f"the offset has used {int(taken.sum())} of the {len(taken)} rows, so that its predictions are too good there: fit on "
-            "rows that it has not used"
-        )
+    """The same rows with outputs minus slope times prediction, which are held in memory (8 bytes per row and target)."""
     slope = measure(problem, scores.weights, problem.train_columns).slope
     weights = scores.weights * slope
     if problem.train_columns is not None:

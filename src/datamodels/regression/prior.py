@@ -2,7 +2,8 @@
 
 An example with a large prior score gets a small penalty factor, so that it enters the path early. How far the
 prior is trusted is chosen per target on the same held-out rows as λ; not at all is one of the choices, so a useless
-prior costs time and little else.
+prior costs time and little else. Held-out rows can choose only for a prior that has not seen them, so the prior may not have used
+any of the rows that are fitted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
+from datamodels.regression.calibration import check_finite, positions_of
+from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution
+from datamodels.regression.used import used_rows
 
 _LARGEST = 20
 # (exponent, floor) that are tried beside no prior at all.
@@ -89,19 +93,56 @@ def solve_with_prior(
             "prior_floor": np.full(len(other.bias), floor),
         }
         better = other.facts["val_r2"] > best.facts["val_r2"]
-        best = Solution(
-            np.where(better, other.weights, best.weights),
-            np.where(better, other.bias, best.bias),
-            {
-                name: np.where(better.reshape(-1, *[1] * (value.ndim - 1)), facts[name], value)
-                for name, value in best.facts.items()
-            },
-        )
+        best = picked(better, replace(other, facts=facts), best)
     return best
 
 
-def check_scores(scores: Attribution, n_train: int, n_targets: int, name: str = "prior") -> None:
-    """Raise RequestError when a prior, or what `name` says, is not of the same examples and targets."""
+def picked(first: NDArray[np.bool_], one: Solution, other: Solution) -> Solution:
+    """Targets of `one` where `first` (n_targets,) says so, else of the other; the facts are those that the other has."""
+    return Solution(
+        np.where(first, one.weights, other.weights),
+        np.where(first, one.bias, other.bias),
+        {
+            name: np.where(first.reshape(-1, *[1] * (value.ndim - 1)), one.facts[name], value)
+            for name, value in other.facts.items()
+        },
+    )
+
+
+def check_scores(scores: Attribution, problem: Problem, name: str) -> None:
+    """Whether a prior or an offset, as `name` says, may be used on rows.
+
+    Raises
+    ------
+    RequestError
+        when scores are not finite, not of the same examples and targets, or have used some of the rows.
+    """
+    check_finite(scores, name)
+    check_shape(scores, problem.n_train, problem.n_targets, name)
+    stated = positions_of(scores, name)
+    if "target" in scores.target_facts and not np.array_equal(stated, problem.targets):
+        first = int((stated != problem.targets).argmax())
+        raise RequestError(
+            f"the {name} is of other targets: its target {first} is output {stated[first]} (target_facts['target']), and output "
+            f"{problem.targets[first]} is fitted there; choose the same ones in the same order, with fit(..., targets=...) or "
+            f"{name}[targets]"
+        )
+    if scores.train_columns is not None and not np.array_equal(scores.train_columns, problem.train_columns):  # type: ignore[arg-type]
+        raise RequestError(
+            f"the targets of the {name} are training examples (train_columns), and those that are fitted are "
+            + ("not" if problem.train_columns is None else "others")
+            + ": score the same ones, or say targets_are_train=True where the outputs are of training examples"
+        )
+    taken = used_rows(problem, scores.provenance.get("sources", []))
+    if taken.any():
+        raise RequestError(
+            f"the {name} has used {int(taken.sum())} of the {len(taken)} rows, so that it looks better there than it is: fit on rows "
+            "that it has not used"
+        )
+
+
+def check_shape(scores: Attribution, n_train: int, n_targets: int, name: str = "prior") -> None:
+    """Raise RequestError when a prior, or what `name` says, is not of so many examples and targets."""
     if scores.weights.shape != (n_train, n_targets):
         raise RequestError(
             f"the {name} scores {scores.n_train} training examples for {scores.n_targets} targets; the outputs are of {n_train} "

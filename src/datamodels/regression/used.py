@@ -38,7 +38,9 @@ def all_sources(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         rows, first = np.unique(np.concatenate([old["rows"], entry["rows"]]), return_index=True)
         merged = {**old, "rows": rows}
-        if "mask_hashes" in old and "mask_hashes" in entry:
+        if "mask_hashes" not in entry:
+            merged.pop("mask_hashes", None)
+        elif "mask_hashes" in old:
             merged["mask_hashes"] = np.concatenate([old["mask_hashes"], entry["mask_hashes"]])[first]
         out[entry["identity"]] = merged
     return list(out.values())

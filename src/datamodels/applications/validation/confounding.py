@@ -88,14 +88,14 @@ def confounding(clusters: ArrayLike, columns: Mapping[str, ArrayLike], *, seed: 
         (n_targets,) numbers; -1 (noise) is left out.
     columns
         Name -> (n_targets,) values, also a data frame. Text, truth values and pandas categories are categories; so are integers
-        of at most 10 distinct values. Other numbers are numbers. Missing values are left out.
+        of at most 10 distinct values. Other numbers are numbers. Missing values (NaN, None) are left out.
     seed
         Of permutations.
 
     Raises
     ------
     RequestError
-        when lengths differ, or there are not two clusters.
+        when lengths differ, a value is infinite, or there are not two clusters.
     """
     numbers = np.asarray(clusters)
     if numbers.ndim != 1 or len(np.unique(numbers[numbers >= 0])) < 2:
@@ -107,6 +107,11 @@ def confounding(clusters: ArrayLike, columns: Mapping[str, ArrayLike], *, seed: 
         values = np.asarray(columns[name])
         if values.shape != numbers.shape:
             raise RequestError(f"column {name!r} has shape {values.shape}; clusters have {numbers.shape}")
+        if values.dtype.kind == "f" and np.isinf(values).any():
+            raise RequestError(
+                f"column {str(name)!r} holds inf {int(np.isinf(values).sum())} times, which has no mean; give finite numbers, or NaN "
+                "for values to leave out"
+            )
         kept = (numbers >= 0) & ~_missing(values)
         found.append((str(name), *_associate(numbers[kept], values[kept], seed), int(kept.sum())))
     q = adjusted(np.array([p for _, _, _, p, _ in found]))

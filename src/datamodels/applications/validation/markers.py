@@ -159,6 +159,9 @@ def _members(
         compared = given == found[counts.argmax()]
     if (members & compared).sum() in (0, compared.sum()):
         raise RequestError(
-            f"cluster {number} is all of its class, so there is no rest to compare it with: leave labels out"
+            f"cluster {number} is all of "
+            + ("the targets" if labels is None else "its class")
+            + ", so there is no rest to compare it with: "
+            + ("markers need a second cluster" if labels is None else "leave labels out")
         )
     return members, compared

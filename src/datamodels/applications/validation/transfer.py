@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.errors import RequestError
-from datamodels.evaluation.counterfactual import Estimate, check_runs, retrain
+from datamodels.evaluation.retraining import Estimate, check_runs, retrain
 from datamodels.training.ensemble import TrainRecipe
 
 _FEWEST = 8  # members of a subgroup of a class
