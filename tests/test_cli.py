@@ -118,6 +118,41 @@ def test_published_matrices_are_fitted_directly(folder: Path, capsys: pytest.Cap
     assert Path("c.png").stat().st_size > 1000
 
 
+def test_scores_from_a_file_help_a_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fixed").touch()
+    in_process(capsys, "init", "st", "--spec", "spec.json", "--alpha", "0.5", "--n-train", "10")
+    in_process(capsys, "train", "st", "--task", "task:main", "--executor", "inline")
+    truth = np.random.default_rng(0).normal(size=(10, 3))
+    facts = {"target": np.arange(3)}
+    Attribution(2 * truth, np.zeros(3), facts, provenance={"sources": []}).save("scores.h5ad")
+    rows = ("--rows", "0:60")
+    both = in_process(
+        capsys, "fit", "st", *rows, "--prior", "scores.h5ad", "--offset", "scores.h5ad", "--out", "a.h5ad"
+    )
+    assert both["n_models"] == 60
+    found = Attribution.load("a.h5ad")
+    assert {"prior_exponent", "offset_slope"} <= set(found.target_facts)
+    assert set(found.provenance["estimator"]) >= {"prior", "offset"}
+    assert in_process(capsys, "evaluate", "a.h5ad", "st")["n_models"] == 60
+    for estimator in ("ridge", "elasticnet"):
+        in_process(capsys, "fit", "st", *rows, "--estimator", estimator, "--offset", "scores.h5ad", "--out", "b.h5ad")
+        assert "offset_slope" in Attribution.load("b.h5ad").target_facts
+    for arguments, message in (
+        (("--estimator", "ridge", "--prior", "scores.h5ad"), "--prior has no meaning for --estimator ridge"),
+        (
+            ("--estimator", "difference", "--offset", "scores.h5ad"),
+            "--offset has no meaning for --estimator difference",
+        ),
+        (("--prior", "nowhere.h5ad"), "there is no file 'nowhere.h5ad'"),
+        (("--prior", "task.py"), "is not a readable .h5ad file"),
+        (("--offset", "scores.h5ad", "--targets", "1:3"), "offset scores 10 training examples for 3 targets"),
+        (("--prior", "a.h5ad"), "prior has used 60 of the 120 rows"),
+        (("--offset", "scores.h5ad", "--watch"), "it does not go with --offset"),
+    ):
+        assert message in in_process(capsys, "fit", "st", *arguments, "--out", "c.h5ad", status=2)
+    assert not Path("c.h5ad").exists()
+
+
 def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 10)
@@ -130,8 +165,9 @@ def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -
     found = in_process(capsys, "subgroups", "a.h5ad", "--labels", "labels.txt", "--features", "features.npy")
     assert found["ari"] == 1.0
     assert {row["label"] for row in found["table"]} == {"a", "b"}
-    page = in_process(capsys, "report", "a.h5ad", "--out", "page.html", "--clusters", "2")["page"]
-    assert "Which training examples" in Path(page).read_text()
+    found = in_process(capsys, "report", "a.h5ad", "--out", "page.html", "--clusters", "2")
+    assert found["subgroups"]["clusters"] in ([0] * 10 + [1] * 10, [1] * 10 + [0] * 10)
+    assert 'id="datamodels-data"' in Path(found["page"]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from datamodels import Attribution, Store, lds
+from datamodels.applications import subgroups
 from datamodels.datasets import digits, load
 from datamodels.demo import run_demo
 from datamodels.demo.job import HALF
 from datamodels.design import Design
 from datamodels.errors import NewerFormatError, RequestError
-from datamodels.report.page import Examples, Page, render
-from datamodels.report.run_report import report_run
+from datamodels.explorer import report_run
 from datamodels.run import Run
+from tests.test_explorer import data_in
 
 MODELS = 640
 
@@ -129,49 +130,32 @@ def test_damaged_and_hostile_runs_are_refused(
         Run.load(tmp_path)
 
 
-def test_the_page_needs_nothing_from_outside(demo: tuple[Path, dict[str, Any]]) -> None:
-    page = (demo[0] / "index.html").read_text()
+def test_the_page_stands_alone_and_shows_the_results(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = demo
+    page = (folder / "index.html").read_text()
     assert len(page) < 15e6
-    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:|")""", own)
+    own = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:|#|")""", own)
     assert "http" not in own.replace("http-equiv", "")
-    assert own.count("class='picture train-picture'") + own.count("class='picture target-picture'") > 100
+    meta = data_in(page)["meta"]
+    lasso = meta["attributions"][0]
+    assert (lasso["name"], lasso["lds"]["value"]) == ("lasso", pytest.approx(result["lds"]))
+    assert [lasso["lds"]["low"], lasso["lds"]["high"]] == pytest.approx(result["lds_ci"])
+    assert lasso["lds"]["ceiling"] == pytest.approx(result["lds_ceiling"])
+    assert {name: meta["groups"][name] for name in ("ari", "ari_baseline", "nmi", "nmi_baseline")} == {
+        name: result[name] for name in ("ari", "ari_baseline", "nmi", "nmi_baseline")
+    }
+    assert meta["n_models"] == 2 * MODELS
+    assert meta["curve"]["sizes"][-1] == MODELS - MODELS // 16 * 2
+    assert meta["curve"]["ahead"]["lds"][-1] > meta["curve"]["lds"][-1]
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<!--<script>",
-    "<!--script-->",
-    "<!--plotly-->",
-    "</script><b>",
-    "'\"><img src=x>",
-]
-
-
-def hostile_page() -> str:
-    rng = np.random.default_rng(0)
-    from datamodels.applications import subgroups
-
-    a = Attribution(rng.normal(size=(6, 12)), np.zeros(12))
-    names = HOSTILE * 2
-    return render(
-        Page(
-            title=HOSTILE[1], facts=[(HOSTILE[0], HOSTILE[4])], scores={}, attribution=a, train=Examples(names[:6]),
-            targets=Examples(names), shown_targets=range(12), groups=subgroups(a, n_clusters=2),
-            labels=np.array(names), labels_name=HOSTILE[5], mean_outputs=np.array([np.nan] * 12),
-        )
-    )  # fmt: skip
-
-
-def test_hostile_labels_are_shown_and_not_obeyed() -> None:
-    page = hostile_page()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL)[1])
-    assert data["map"]["names"] == HOSTILE * 2
-    assert data["map"]["outputs"] == [None] * 12
-    own = re.sub(r"<script>\"?.*?</script>\n", "", page, flags=re.DOTALL)
-    assert "<img src=x>" not in own
-    assert "alert(1)</script>" not in own
-    assert "&lt;script&gt;alert(1)" in page
+def test_hidden_digits_are_those_that_subgroups_finds(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = demo
+    data = digits()
+    found = subgroups(Attribution.load(folder / "ridge.h5ad"), labels=data.test.hidden, features=data.test.flat)
+    for name in ("ari", "ari_baseline", "nmi", "nmi_baseline"):
+        assert getattr(found, name) == pytest.approx(result[name])
 
 
 def test_datasets_are_known_by_name() -> None:

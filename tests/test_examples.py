@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
 import re
 from pathlib import Path
@@ -12,20 +10,17 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from datamodels import Attribution, Store, datasets
-from datamodels.applications.subgroups import Subgroups
 from datamodels.datasets import Dataset, Split, load
 from datamodels.errors import RequestError
 from datamodels.experiment import Fit, Part, fill, run_experiment
 from datamodels.regression.estimators import Ridge
-from datamodels.report.page import Examples, Page, render
-from datamodels.report.sprites import Sheet, sheet
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
 from tests.conftest import EXAMPLES, few, script
+from tests.test_explorer import data_in
 
 # -- the scripts --------------------------------------------------------------------------------------
 
@@ -140,65 +135,6 @@ def test_models_of_another_recipe_are_refused_and_nothing_is_added(tmp_path: Pat
 # -- their pages ------------------------------------------------------------------------------------------
 
 
-def opened(made: Sheet) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(base64.b64decode(made.uri.partition(",")[2]))) as picture:
-        return np.asarray(picture)
-
-
-def tile(made: Sheet, i: int) -> NDArray[np.int64]:
-    """What a box shows that has the style of example i."""
-    whole = opened(made)
-    height, width = whole.shape[0] // made.rows, whole.shape[1] // made.columns
-    x, y = (float(share.rstrip("%")) / 100 for share in made.style(i).removeprefix("background-position:").split())
-    left, top = round(x * (made.columns - 1)) * width, round(y * (made.rows - 1)) * height
-    return whole[top : top + height, left : left + width].astype(int)
-
-
-def test_a_sheet_holds_the_examples_that_were_asked_for() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (300, 8, 6), dtype=np.uint8)
-    shown = np.arange(3, 300, 3)
-    made = sheet(images, shown)
-    assert (made.columns, made.rows) == (40, 3)
-    for i in shown:
-        np.testing.assert_array_equal(tile(made, i), images[i])
-    np.testing.assert_array_equal(tile(sheet(images[:1]), 0), images[0])
-
-
-def test_colours_are_kept() -> None:
-    images = np.zeros((50, 16, 16, 3), dtype=np.uint8)
-    images[np.arange(50), :, :, np.arange(50) % 3] = 200
-    made = sheet(images, [7, 8, 9, 48])
-    for i in (7, 8, 9, 48):
-        assert np.abs(tile(made, i) - images[i]).max() < 30
-
-
-@pytest.mark.parametrize("shape", [(3000, 64, 64), (2500, 40, 30, 3)])
-def test_many_large_pictures_are_shrunk(shape: tuple[int, ...]) -> None:
-    images = np.zeros(shape, dtype=np.uint8)
-    images[1::2] = 255
-    made = sheet(images)
-    assert opened(made).size <= 2**21 * 1.05 * (3 if len(shape) == 4 else 1)
-    for i in (0, 1, 38, 39, 2201):
-        assert np.abs(tile(made, i) - (255 if i % 2 else 0))[2:-2, 2:-2].max() < 10
-
-
-@pytest.mark.parametrize("colours", [(), (3,)])
-def test_a_page_of_ten_thousand_pictures_stays_small(colours: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    weights = np.zeros((10_000, 2000), dtype=np.float32)
-    weights[:, :12] = rng.normal(size=(10_000, 12))
-    train, test = (
-        Examples(["name"] * k, rng.integers(0, 256, (k, 7, 7, *colours), dtype=np.uint8).repeat(4, 1).repeat(4, 2))
-        for k in (10_000, 2000)
-    )
-    groups = Subgroups(np.arange(2000) % 10, rng.normal(size=(2000, 2)), "kmeans")
-    text = render(Page("t", [], {}, Attribution(weights, np.zeros(2000)), train, test, range(12), groups=groups))
-    assert len(text) < 8e6
-    assert text.count("train-picture'") == 12 * 16
-    first = int(weights[:, 0].argmax())
-    assert f"title='training example {first}'" in text
-
-
 @few
 def test_a_run_on_colour_pictures_names_hidden_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four colours under two labels; the page has colour pictures, and the names of the colours instead of codes."""
@@ -224,10 +160,9 @@ def test_a_run_on_colour_pictures_names_hidden_classes(tmp_path: Path, monkeypat
         run_experiment(
             out, title="t", parts=parts, fits=fits, neighbours="ridge", embedding="ridge", jobs=1, progress=False
         )
-        page = (out / "index.html").read_text()
-        assert page.count("url(data:image/jpeg;base64") == 3
-        assert set(re.findall(r"<span class=label>(\w+)</span>", page)) == set(names)
-        drawn = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL)[1])
-        assert set(drawn["map"]["names"]) == set(names)
-        assert ("commonest colour" in page) == (data is coarse)
-    assert set(drawn["map"]["colours"]["colour"]) == set(names)
+        shown = data_in((out / "index.html").read_text())
+        assert all(shown["sprites"][side][0].startswith("data:image/jpeg;base64,") for side in ("targets", "train"))
+        label = next(c for c in shown["meta"]["targets"]["columns"] if c["name"] == shown["meta"]["targets"]["label"])
+        assert label["name"] == ("class" if data is fine else "colour")
+        assert set(label["categories"]) == set(names)
+        assert (shown["groups"]["label"], shown["groups"]["ari"] is None) == (data.hidden_name, data is fine)

@@ -10,29 +10,35 @@ import pickle
 import re
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from datamodels import Attribution, Store, datasets, fit, lds
 from datamodels.applications.clustering import embed
 from datamodels.applications.neighbours import overlap
 from datamodels.cli import main
-from datamodels.datasets import from_arrays
+from datamodels.datasets import Split, from_arrays
 from datamodels.design import Design
 from datamodels.errors import NewerFormatError, RequestError
 from datamodels.evaluation.counterfactual import retrain
 from datamodels.evaluation.mislabels import mislabel_scores
-from datamodels.explorer import app, export, gather
+from datamodels.experiment import Fit, Part, run_experiment
+from datamodels.explorer import app, export, gather, report_attribution, report_run
 from datamodels.explorer import measures as measured
 from datamodels.explorer.content import Content
-from datamodels.explorer.export import bundle, page
+from datamodels.explorer.examples import Examples
+from datamodels.explorer.export import bundle, page, sprites
 from datamodels.explorer.guard import LARGEST_BODY
 from datamodels.explorer.verify import Busy, Verifier
 from datamodels.explorer.weights import WeightsFile, strongest
@@ -306,7 +312,7 @@ def test_the_page_of_a_training_example_names_its_copies(tmp_path: Path) -> None
     assert "duplicates" not in content.details("train", 5)
     row = content.details("targets", 2)["row"]
     assert len(row) == 6
-    assert dict(map(tuple, row))["feature 3"] == pytest.approx(x[2, 3])
+    assert {name: value for name, value, _ in row}["feature 3"] == pytest.approx(x[2, 3])
     assert len(content.examples["train"].snippets()["texts"]) == 30
 
 
@@ -319,8 +325,6 @@ def save_run(folder: Path, **more: Any) -> None:
 
 
 def test_pictures_are_the_tiles_of_a_sheet(client: TestClient, content: Content) -> None:
-    from PIL import Image
-
     sheet = np.asarray(Image.open(io.BytesIO(ask(client, "sprite/train/0.png"))))
     images = datasets.load(DATA).train.images
     assert images is not None
@@ -846,6 +850,112 @@ def test_parquet_tables(client: TestClient, content: Content) -> None:
 
 
 # -- the command ----------------------------------------------------------------------------------------
+
+
+def test_many_colour_pictures_stay_small_in_an_export() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (10_000, 7, 7, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    split = Split(np.zeros((10_000, 1), np.float32), np.zeros(10_000, np.int64), None, pictures)
+    looks = {"kind": "images", "picture": [28, 28], "n_features": 1}
+    content = Namespace(examples={"train": Examples(np.arange(10_000), looks, lambda: split)})
+    about, urls = sprites(content, "train")  # type: ignore[arg-type, misc]
+    assert sum(map(len, urls)) < 7e6  # of noise, which packs worst
+    assert sum(about["pages"]) == 10_000
+    whole = np.asarray(Image.open(io.BytesIO(base64.b64decode(urls[9].partition(",")[2]))))
+    width, height = about["tile"]
+    for i in (0, 33, 700):
+        top, left = height * (i // 32), width * (i % 32)
+        tile = whole[top : top + height, left : left + width].astype(float)
+        assert np.abs(tile.mean((0, 1)) - pictures[9 * 1024 + i].mean((0, 1))).max() < 6
+
+
+# -- a report -------------------------------------------------------------------------------------------
+
+
+def test_a_report_judges_as_the_package_does(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    results = report_run(copy, progress=False)
+    score = lds(copy / "lasso.h5ad", copy / "test")
+    assert results["attributions"] == {"lasso": score.to_dict()}
+    assert json.loads((copy / "results.json").read_text()) == results
+    meta = data_in((copy / "index.html").read_text())["meta"]
+    assert meta["attributions"][0]["lds"] == pytest.approx(
+        {
+            "value": score.lds, "low": score.lds_ci[0], "high": score.lds_ci[1], "ceiling": score.lds_ceiling,
+            "pearson": score.pearson, "r2": score.r2, "models": 40,
+        }
+    )  # fmt: skip
+    assert meta["n_models"] == 200
+    assert meta["curve"]["sizes"] == [point["models"] for point in results["curve"]["points"]]
+    again = gather(copy, progress=False).meta()  # what is served later says the same
+    assert again["curve"] == meta["curve"]
+    assert again["groups"] == meta["groups"]
+    assert again["attributions"][0]["lds"] == meta["attributions"][0]["lds"]
+
+
+def test_scores_of_blocks_are_those_of_all_targets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = WeightsFile(folder / "lasso.h5ad")
+    monkeypatch.setattr(WeightsFile, "blocks", lambda self: [(0, 7), (7, 40)])
+    found, score = (
+        measured.lds_of(file, folder / "test", lambda done: None),
+        lds(folder / "lasso.h5ad", folder / "test"),
+    )
+    for name, value in (
+        ("value", score.lds),
+        ("pearson", score.pearson),
+        ("r2", score.r2),
+        ("ceiling", score.lds_ceiling),
+    ):
+        assert found[name] == pytest.approx(value, abs=0.02 if name == "ceiling" else 1e-6)
+    assert found["models"] == score.n_models
+
+
+def test_a_report_of_a_file_scores_it_on_stores(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "lasso.h5ad", tmp_path / "a.h5ad")
+    results = report_attribution(tmp_path / "a.h5ad", [folder / "test"], n_clusters=3)
+    assert Path(results["page"]) == tmp_path / "a.html"
+    assert results["attributions"]["lasso"]["lds"] == lds(folder / "lasso.h5ad", folder / "test").lds
+    assert len(set(results["subgroups"]["clusters"])) == 3
+    meta = data_in((tmp_path / "a.html").read_text())["meta"]
+    assert meta["attributions"][0]["lds"]["value"] == results["attributions"]["lasso"]["lds"]
+    assert meta["n_models"] == 160
+    assert report_attribution(tmp_path / "a.h5ad")["attributions"] == {}
+
+
+def test_a_run_whose_targets_are_its_training_cells(tmp_path: Path) -> None:
+    """All obs columns colour and may confound, ids are found, and a row is the genes that stand out most."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(60) % 3
+    counts = rng.normal(size=(60, 80)).astype(np.float32) + 4 * np.eye(80, dtype=np.float32)[kind]
+    cells = anndata.AnnData(
+        counts,
+        pd.DataFrame(
+            {"type": pd.Categorical([f"t{k % 2}" for k in kind]), "state": kind.astype(str), "depth": counts.sum(1)},
+            [f"cell{i}" for i in range(60)],
+        ).assign(donor=[f"d{i // 20}" for i in range(60)]),
+        pd.DataFrame(index=[f"G{j}" for j in range(80)]),
+    )
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    data = datasets.from_anndata(tmp_path / "cells.h5ad", "type", hidden="state", groups="donor")
+    task = TrainRecipe(Recipe(architecture="linear", epochs=3, lr=0.02), data, splits=("train",))
+    parts = [Part("a", task, 0.5, 60), Part("b", task, 0.5, 20, seed=1)]
+    run_experiment(
+        tmp_path / "run", title="cells", parts=parts, fits=[Fit("ridge", Ridge(), "a", "b")], neighbours="ridge",
+        embedding="ridge", jobs=1, progress=False,
+    )  # fmt: skip
+    found = data_in((tmp_path / "run/index.html").read_text())
+    targets = found["meta"]["targets"]
+    assert (targets["kind"], targets["label"], targets["train_columns"]) == ("rows", "state", True)
+    assert {"state", "class", "group", "depth"} <= {column["name"] for column in targets["columns"]}
+    assert found["names"]["targets"]["ids"] == found["names"]["train"]["ids"] == [f"cell{i}" for i in range(60)]
+    z = (counts - counts.mean(0)) / counts.std(0)
+    row = found["details"]["targets"][7]["row"]
+    assert [name for name, _, _ in row] == [f"G{j}" for j in np.argsort(-np.abs(z[7]), kind="stable")[:8]]
+    assert [item[2] for item in row] == pytest.approx(sorted(z[7], key=abs, reverse=True)[:8], rel=1e-3)
+    assert found["names"]["targets"]["texts"][7].split(", ")[0] in (row[0][0], f"low {row[0][0]}")
+    assert found["groups"]["label"] == "state"
+    assert found["groups"]["n_clusters"] == 3
 
 
 def test_the_command_exports(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

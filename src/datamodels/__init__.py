@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datamodels.sweep import Sweep
     from datamodels.training.campaign import train
     from datamodels.training.ensemble import TrainRecipe
+    from datamodels.training.preparation import Preparation
     from datamodels.training.recipes import Recipe
     from datamodels.training.task import block_task
     from datamodels.trak import TRAK
@@ -34,6 +35,7 @@ _HOME = {
     "ElasticNet": "datamodels.regression.estimators",
     "Lasso": "datamodels.regression.estimators",
     "LeastSquares": "datamodels.regression.estimators",
+    "Preparation": "datamodels.training.preparation",
     "Recipe": "datamodels.training.recipes",
     "Ridge": "datamodels.regression.estimators",
     "Store": "datamodels.store",
@@ -59,6 +61,7 @@ __all__ = [
     "ElasticNet",
     "Lasso",
     "LeastSquares",
+    "Preparation",
     "Recipe",
     "Ridge",
     "Store",

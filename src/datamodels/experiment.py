@@ -14,8 +14,9 @@ from datamodels.errors import CampaignError, RequestError
 from datamodels.progress import note
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
-from datamodels.report.run_report import report_run
+from datamodels.regression.problem import OUTPUTS
 from datamodels.run import Run, RunAttribution, View
+from datamodels.spec import MASKS
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
@@ -66,7 +67,7 @@ def run_experiment(
     jobs: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train what is missing, fit, judge and draw.
+    """Train what is missing, fit, judge, and write the explorer as one page.
 
     Parameters
     ----------
@@ -89,6 +90,8 @@ def run_experiment(
     CampaignError
         when some of the models could not be trained.
     """
+    from datamodels.explorer import report_run  # its server is heavy, and worker processes import this module
+
     folder = Path(folder)
     stores: dict[str, Store] = {}
     trained = 0
@@ -98,7 +101,8 @@ def run_experiment(
     for item in fits:
         path = folder / f"{item.name}.h5ad"
         if not _is_current(path, item, stores[item.store]):
-            fit(stores[item.store], item.estimator, progress=progress).save(path)
+            key = _outputs_key(stores[item.store])
+            fit(stores[item.store], item.estimator, outputs_key=key, progress=progress).save(path)
     Run(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,7 +116,7 @@ def run_experiment(
         },
         view=View(neighbours=neighbours, embedding=embedding),
     ).save(folder)
-    return {**report_run(folder, progress=progress), "trained": trained}
+    return {**report_run(folder, trust=True, progress=progress), "trained": trained}
 
 
 def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = True) -> tuple[Store, int]:
@@ -136,6 +140,11 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
             f"{len(summary.failed)} models failed; their logs are in {path / 'failures'}; run it again to retry"
         )
     return store, summary.done
+
+
+def _outputs_key(store: Store) -> str:
+    """The margins of test examples, where the store has them; else its first outputs, such as those of training examples."""
+    return OUTPUTS if OUTPUTS in store.keys else next(key for key in store.keys if key != MASKS)
 
 
 def _is_current(path: Path, item: Fit, store: Store) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from datamodels.cli.common import Json, emit
+from datamodels.cli.common import Json, Trust, emit
 
 
 def explore(
@@ -20,9 +20,7 @@ def explore(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of what is computed once; .explorer in the run by default.")
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Import and call code that run.json names (datasets, architectures).")
-    ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Explore a run in a browser: map of targets, training examples behind each, what if; or write it as one file.

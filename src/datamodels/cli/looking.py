@@ -14,6 +14,7 @@ from datamodels.cli.common import (
     Json,
     MethodName,
     Seed,
+    Trust,
     emit,
     read_labels,
     refuse_suffix,
@@ -127,17 +128,20 @@ def report(
     stores: Annotated[list[Path] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
     masks_key: FittedMasksKey = None,
     outputs_key: FittedOutputsKey = None,
-    clusters: Annotated[int | None, typer.Option(help="Clusters to show for a file; none by default.")] = None,
+    clusters: Annotated[
+        int | None, typer.Option(help="Clusters to show for a file; by default as many as labels, else ten.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Page to write for a file; beside it by default.")] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a run or an attribution.
+    """Judge a run or an attribution and write the explorer of it as one HTML file; of a run, results.json too.
 
     Example: datamodels report runs/demo
 
     Example: datamodels report lasso.h5ad --store runs/a --out page.html
     """
-    from datamodels.report.run_report import report_attribution, report_run
+    from datamodels.explorer import report_attribution, report_run
 
     if source.suffix == ".h5ad":
         results = report_attribution(
@@ -146,7 +150,7 @@ def report(
     elif stores or out:
         raise RequestError("--store and --out go with an attribution file; a run's page lies in its folder")
     else:
-        results = report_run(source)
+        results = report_run(source, trust=trust)
     emit(results, f"wrote {results['page']}", as_json)
 
 

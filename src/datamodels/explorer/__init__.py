@@ -2,6 +2,7 @@
 
 from datamodels.explorer.export import export
 from datamodels.explorer.gather import gather
+from datamodels.explorer.report import report_attribution, report_run
 from datamodels.explorer.server import app, serve
 
-__all__ = ["app", "export", "gather", "serve"]
+__all__ = ["app", "export", "gather", "report_attribution", "report_run", "serve"]

@@ -16,7 +16,7 @@ from datamodels.errors import RequestError, first_line
 from datamodels.files import replacing
 
 FOLDER = ".explorer"
-_VERSION = 1  # of what is computed; a change of it computes all anew
+_VERSION = 2  # of what is computed; a change of it computes all anew
 
 
 class Cache:

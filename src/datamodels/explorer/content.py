@@ -52,7 +52,9 @@ class Shown:
         fitted = bool(self.file.provenance.get("sources"))
         score = None
         if self.lds is not None:
-            score = {name: _plain(self.lds[name]) for name in ("value", "low", "high", "ceiling")}
+            score = {
+                name: _plain(self.lds[name]) for name in ("value", "low", "high", "ceiling", "pearson", "r2", "models")
+            }
         most = int(self.sums["n_nonzero"].max(initial=0))
         return {
             "name": self.name,
@@ -85,6 +87,10 @@ class Content:
         What `measures.outputs_of` found, or None.
     version
         A hash of all that is shown.
+    groups, subgroups
+        The table of clusters, as the page shows it; the clusters and their scores, as `Subgroups.to_dict` gives them.
+    n_models
+        Complete models of all stores of the run, or rows that the file's fit has used.
     """
 
     source: Path
@@ -102,6 +108,8 @@ class Content:
     outputs: dict[str, NDArray[Any]] | None = None
     output_name: str = "output"
     groups: dict[str, Any] | None = None
+    subgroups: dict[str, Any] | None = None
+    n_models: int | None = None
     curve: dict[str, Any] | None = None
     beside: dict[str, Beside] = field(default_factory=dict)
     usual_distance: float = 1.0
@@ -174,6 +182,7 @@ class Content:
             "version": self.version,
             "n_targets": self.n_targets,
             "n_train": self.n_train,
+            "n_models": self.n_models,
             "created": self.created,
             "command": f"datamodels explore {self.source}",
             "commands": [] if self.run is None else self.run.commands,

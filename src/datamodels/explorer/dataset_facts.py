@@ -14,6 +14,8 @@ from datamodels.datasets import Dataset, Split
 from datamodels.explorer.columns import Column, category, column_of
 
 SplitName = Literal["train", "test"]
+LEARNED = "label that models are trained on"
+OF_DATASET = "given with the dataset"
 
 
 def is_code(name: str) -> bool:
@@ -57,10 +59,10 @@ def _columns(data: Dataset, split: Split) -> list[Column]:
         else:
             plain = split.hidden if split.hidden.dtype.kind == "f" else split.hidden.astype(str)
             out.append(column_of(name, plain, text))
-    out.append(category("class", split.y, data.class_names, "label that models are trained on"))
+    out.append(category("class", split.y, data.class_names, LEARNED))
     if split.groups is not None:
         out.append(column_of("group", split.groups.astype(str), "donor, family or batch"))
-    return out + [column_of(name, values, "given with the dataset") for name, values in split.obs.items()]
+    return out + [column_of(name, values, OF_DATASET) for name, values in split.obs.items()]
 
 
 def columns_from(found: dict[str, Any], index: NDArray[np.int64]) -> list[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,10 @@ _PER_PAGE = 1024
 _TILE = 64  # pixels of the longer side at most
 _SHOWN = 8  # values of a row
 _SNIPPET = 160
+_MANY = 50  # features of a row
 _NEAR = 0.3
 _SAMPLED = 200
+_DECOMPOSED = 1e11  # products of a decomposition
 
 
 class Examples:
@@ -81,14 +84,31 @@ class Examples:
         deviation = self._rows.std(axis=0)
         return self._rows.mean(axis=0), np.where(deviation > 0, deviation, 1.0).astype(np.float32)
 
+    def features(self) -> NDArray[np.float32] | None:
+        """Raw features (k, f), missing ones at their mean; None when there are none, or a decomposition of them would take minutes."""
+        if (
+            self.looks is None
+            or len(self) * self.looks["n_features"] * min(len(self), self.looks["n_features"]) > _DECOMPOSED
+        ):
+            return None
+        return self._rows[self.index]
+
     def name(self, i: int) -> str:
         return str(self.index[i]) if self.names_given is None else str(self.names_given[i])
 
     def row(self, i: int) -> list[list[Any]]:
-        """The values of example i that stand out most: name and value, by falling |z|."""
+        """The values of example i that stand out most: name, value and z-score, by falling |z|."""
         values, (mean, deviation) = self._rows[self.index[i]], self._scale
-        order = np.argsort(-np.abs((values - mean) / deviation), kind="stable")[:_SHOWN]
-        return [[self._features[j] if self._features else f"feature {j}", float(values[j])] for j in order]
+        z = (values - mean) / deviation
+        order = np.argsort(-np.abs(z), kind="stable")[:_SHOWN]
+        return [[self._features[j] if self._features else f"feature {j}", float(values[j]), float(z[j])] for j in order]
+
+    def _words(self, i: int) -> str:
+        """The row in short: names and values; of many features, such as genes, names alone, for the values say little."""
+        assert self.looks is not None
+        if self.looks["n_features"] > _MANY:
+            return ", ".join(name if z > 0 else f"low {name}" for name, _, z in self.row(i))
+        return ", ".join(f"{name} {value:.3g}" for name, value, _ in self.row(i))
 
     def details(self, i: int) -> dict[str, Any]:
         """What a page about example i shows of itself."""
@@ -105,7 +125,7 @@ class Examples:
         if self.texts is not None:
             texts = [str(text)[:_SNIPPET] for text in self.texts]
         elif self.kind == "rows":
-            texts = [", ".join(f"{n} {v:.3g}" for n, v in self.row(i))[:_SNIPPET] for i in range(len(self))]
+            texts = [self._words(i)[:_SNIPPET] for i in range(len(self))]
         ids = None if self.names_given is None else [str(name) for name in self.names_given]
         return {"ids": ids, "texts": texts}
 
@@ -125,17 +145,24 @@ class Examples:
         scale = min(1.0, _TILE / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def sheet(self, page: int, tile: tuple[int, int] | None = None) -> bytes:
-        """One page of pictures as PNG; `tile` (height, width) makes them smaller."""
+    def sheet(self, page: int) -> bytes:
+        """One page of pictures as PNG."""
+        return png(self._grid(page, self._tile()))
+
+    def sheet_url(self, page: int, tile: tuple[int, int]) -> str:
+        """One page of pictures of size (height, width) as a ``data:`` address: PNG of grey ones, JPEG of colour ones."""
+        whole = self._grid(page, tile)
+        kind, packed = ("png", png(whole)) if whole.ndim == 2 else ("jpeg", jpeg(whole))
+        return f"data:image/{kind};base64,{base64.b64encode(packed).decode()}"
+
+    def _grid(self, page: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         part = self.index[page * _PER_PAGE : (page + 1) * _PER_PAGE]
-        size = tile or self._tile()
         pictures = self._pictures(part, size)
         rows = math.ceil(len(part) / _PER_ROW)
         grid = np.zeros((rows * _PER_ROW, *pictures.shape[1:]), dtype=np.uint8)
         grid[: len(part)] = pictures
         grid = grid.reshape(rows, _PER_ROW, *pictures.shape[1:])
-        whole = np.moveaxis(grid, 2, 1).reshape(rows * size[0], _PER_ROW * size[1], *pictures.shape[3:])
-        return png(whole)
+        return np.moveaxis(grid, 2, 1).reshape(rows * size[0], _PER_ROW * size[1], *pictures.shape[3:])
 
     def picture(self, i: int) -> bytes:
         """The picture of one example as PNG."""
@@ -191,8 +218,17 @@ class Examples:
 
 def png(image: NDArray[np.uint8]) -> bytes:
     """A picture (height, width) or (height, width, 3) as a PNG file."""
+    return _encoded(image, "PNG")
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """A picture as a JPEG file; 4:4:4, so that colours do not run into the next tile."""
+    return _encoded(image, "JPEG", quality=85, subsampling=0)
+
+
+def _encoded(image: NDArray[np.uint8], kind: str, **options: int) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()

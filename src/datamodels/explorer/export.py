@@ -162,12 +162,12 @@ def data_of(content: Content) -> dict[str, Any]:
     for about, shown in zip(meta["attributions"], content.attributions, strict=True):
         about["cut"] = _KEPT if _is_cut(shown) else None
         weights[shown.name] = _weights(shown, about["cut"])
-    sprites = {side: _sprites(content, side) for side in SIDES}
+    drawn = {side: sprites(content, side) for side in SIDES}
     copies = content.n_train**2 * content.n_features <= _DISTANCES
     meta.update(
         maps=[about for _, about in maps],
         can_verify=False,
-        sprites={side: None if made is None else made[0] for side, made in sprites.items()},
+        sprites={side: None if made is None else made[0] for side, made in drawn.items()},
     )
     return {
         "meta": meta,
@@ -179,7 +179,7 @@ def data_of(content: Content) -> dict[str, Any]:
         },
         "names": {side: content.examples[side].snippets() for side in SIDES},
         "groups": content.groups,
-        "sprites": {side: [] if made is None else made[1] for side, made in sprites.items()},
+        "sprites": {side: [] if made is None else made[1] for side, made in drawn.items()},
     }
 
 
@@ -199,7 +199,7 @@ def _weights(shown: Shown, k: int | None) -> dict[str, str]:
     }
 
 
-def _sprites(content: Content, side: Any) -> tuple[dict[str, Any], list[str]] | None:
+def sprites(content: Content, side: Any) -> tuple[dict[str, Any], list[str]] | None:
     """The sheets of one side as data URLs, smaller where there are too many pictures."""
     examples = content.examples[side]
     sheets = examples.sheets()
@@ -208,8 +208,7 @@ def _sprites(content: Content, side: Any) -> tuple[dict[str, Any], list[str]] | 
     width, height = sheets["tile"]
     scale = min(1.0, (_PIXELS / (len(examples) * width * height)) ** 0.5)
     tile = (max(1, int(height * scale)), max(1, int(width * scale)))
-    pages = [examples.sheet(number, tile) for number in range(len(sheets["pages"]))]
-    urls = [f"data:image/png;base64,{base64.b64encode(made).decode()}" for made in pages]
+    urls = [examples.sheet_url(number, tile) for number in range(len(sheets["pages"]))]
     return {**sheets, "tile": [tile[1], tile[0]]}, urls
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +19,36 @@ from datamodels.datasets import Split
 from datamodels.errors import DatamodelsError, RequestError, first_line
 from datamodels.explorer import groups, measures
 from datamodels.explorer.cache import FOLDER, Cache
-from datamodels.explorer.columns import Column, category, column_of, number
+from datamodels.explorer.columns import Column, column_of, number
 from datamodels.explorer.content import Content, Shown, Side, column_named
-from datamodels.explorer.dataset_facts import SplitName, columns_from, describe, identity, is_code
+from datamodels.explorer.dataset_facts import LEARNED, OF_DATASET, SplitName, columns_from, describe, identity, is_code
 from datamodels.explorer.examples import Examples
 from datamodels.explorer.fact_columns import OF_FIT, target_facts, train_facts
 from datamodels.explorer.results import results_beside
-from datamodels.explorer.run_facts import curve_of, facts_of
+from datamodels.explorer.run_facts import curve_of, curve_of_results, facts_of, models_of
 from datamodels.explorer.weights import TrainMajor, WeightsFile
 from datamodels.progress import Progress
+from datamodels.report.judging import Judgement, name_of
 from datamodels.run import FILE, Run
 from datamodels.store import Store
 
-_NO_COLUMNS = ("target", "id", "text", "n_nonzero", "slope_se", "calibration_df", "n_constant")
+if TYPE_CHECKING:
+    from datamodels.evaluation.lds import LDS
+
+_NO_COLUMNS = ("target", "id", "text", "n_nonzero", "slope_se", "calibration_df", "n_constant", "residual", "steps")
 _PAIRS = 3
+OF_FILE = "given in the file"
 _TASK = "datamodels.training.ensemble:TrainRecipe"
 
 
 def gather(
-    source: str | Path, *, cache: str | Path | None = None, trust: bool = False, progress: bool = True
+    source: str | Path,
+    *,
+    cache: str | Path | None = None,
+    trust: bool = False,
+    judged: Judgement | None = None,
+    n_clusters: int | None = None,
+    progress: bool = True,
 ) -> Content:
     """All that is shown of a run's folder or an attribution file.
 
@@ -50,6 +61,11 @@ def gather(
     trust
         Whether code that ``run.json`` names, as PKG.MODULE:FUNCTION of a dataset or of an architecture, may be imported
         and called.
+    judged
+        Scores that are known already. By default a run's attributions are scored on the test stores that it names, and the curve
+        is that of its ``results.json``.
+    n_clusters
+        Of subgroups; by default as many as hidden labels, else ten.
     progress
         Whether to show progress on standard error.
 
@@ -60,8 +76,10 @@ def gather(
     """
     source = Path(source)
     if source.is_dir():
-        return _Gathering(source, source, Run.load(source), cache, trust, progress).content()
-    return _Gathering(source, source.parent, None, cache, trust, progress).content()
+        made = _Gathering(source, source, Run.load(source), cache, trust, progress)
+    else:
+        made = _Gathering(source, source.parent, None, cache, trust, progress)
+    return made.content(Judgement() if judged is None else judged, n_clusters)
 
 
 class _Gathering:
@@ -85,7 +103,7 @@ class _Gathering:
         """All attributions, that of the default view first."""
         if self.run is None:
             file = WeightsFile(self.source)
-            return {str(file.provenance.get("estimator", {}).get("name", self.source.stem)): file}
+            return {name_of(file.provenance, self.source): file}
         first = self.run.view.neighbours
         names = sorted(self.run.attributions, key=lambda name: name != first)
         return {name: WeightsFile(self.root / self.run.attributions[name].path) for name in names}
@@ -151,8 +169,8 @@ class _Gathering:
 
     # -- steps ------------------------------------------------------------------------------------------
 
-    def content(self) -> Content:
-        attributions = [self._shown(name, file) for name, file in self.files.items()]
+    def content(self, judged: Judgement, n_clusters: int | None) -> Content:
+        attributions = [self._shown(name, file, judged.scores.get(name)) for name, file in self.files.items()]
         examples = self._examples()
         outputs = self._outputs()
         columns: dict[Side, list[Column]] = {
@@ -160,9 +178,9 @@ class _Gathering:
             "train": [*self._given("train"), *train_facts(attributions)],
         }
         labels: dict[Side, str | None] = {side: self._label(columns[side]) for side in columns}
-        grouped, clusters = self._groups(attributions, columns["targets"], labels["targets"])
-        if clusters is not None:
-            columns["targets"].append(clusters)
+        grouped = self._groups(attributions, columns["targets"], labels["targets"], examples["targets"], n_clusters)
+        if grouped is not None:
+            columns["targets"].append(groups.column_of_clusters(grouped["subgroups"]["clusters"], self.embedded))
         columns["targets"] += self._agreement(attributions)
         columns = {side: _distinct(found) for side, found in columns.items()}
         near = results_beside(self._neighbouring_files(), self.files)
@@ -190,8 +208,10 @@ class _Gathering:
             ],
             outputs=outputs,
             output_name=self._key().removeprefix("train_").replace("_", " ").removesuffix("s"),
-            groups=grouped,
-            curve=curve_of(self.root) if self.run else None,
+            groups=grouped and grouped["page"],
+            subgroups=grouped and grouped["subgroups"],
+            n_models=models_of(self.root, self.run, attributions),
+            curve=curve_of(judged.to_dict()["curve"]) if judged.curve or not self.run else curve_of_results(self.root),
             beside=near,
             usual_distance=usual,
             task=self._task(),
@@ -200,7 +220,7 @@ class _Gathering:
         self.cache.prune()
         return content
 
-    def _shown(self, name: str, file: WeightsFile) -> Shown:
+    def _shown(self, name: str, file: WeightsFile, score: LDS | None) -> Shown:
         def in_bar(title: str, make: Callable[[WeightsFile, Callable[[int], None]], Any]) -> Any:
             with self._bar(f"{title} of {name}", file.n_targets) as tick:
                 return make(file, tick)
@@ -212,15 +232,18 @@ class _Gathering:
             [file.identity],
             lambda: {"rows": in_bar("map", lambda file, tick: measures.pca(file, sums["norm"], tick))},
         )["rows"]
-        return Shown(name, file, by_train, sums, embedding, self._lds(name, file))
+        return Shown(name, file, by_train, sums, embedding, self._lds(name, file, score))
 
-    def _lds(self, name: str, file: WeightsFile) -> dict[str, Any] | None:
+    def _lds(self, name: str, file: WeightsFile, score: LDS | None) -> dict[str, Any] | None:
+        known = None if score is None else {key: np.asarray(value) for key, value in measures.scored([score]).items()}
         test = None if self.run is None else self.run.attributions[name].test
         if self.run is None or test is None:
-            return None
+            return known
         folder = self.root / self.run.stores[test]
 
         def compute() -> dict[str, Any]:
+            if known is not None:
+                return known
             with self._bar(f"LDS of {name}", file.n_targets) as tick:
                 return {key: np.asarray(value) for key, value in measures.lds_of(file, folder, tick).items()}
 
@@ -289,7 +312,7 @@ class _Gathering:
         file = self.files[self.default]
         facts = file.target_facts if side == "targets" else file.train_facts
         plain = {name: v for name, v in facts.items() if v.ndim == 1 and name not in _NO_COLUMNS and name not in OF_FIT}
-        return out + [column_of(name, values, "given in the file") for name, values in plain.items()]
+        return out + [column_of(name, values, OF_FILE) for name, values in plain.items()]
 
     def _label(self, columns: list[Column]) -> str | None:
         return next((column.name for column in columns if column.categories is not None), None)
@@ -312,30 +335,37 @@ class _Gathering:
             return measures.agreement(first.file, other.file, tick)
 
     def _groups(
-        self, attributions: list[Shown], columns: list[Column], label_name: str | None
-    ) -> tuple[dict[str, Any] | None, Column | None]:
+        self,
+        attributions: list[Shown],
+        columns: list[Column],
+        label_name: str | None,
+        examples: Examples,
+        n_clusters: int | None,
+    ) -> dict[str, Any] | None:
+        """``subgroups``, what was found, and ``page``, how it is shown."""
         shown = next(one for one in attributions if one.name == self.embedded)
         label = column_named(columns, label_name)
-        ours = [column for column in columns if column.description == "given in the file"]
-        others = [c for c in columns if c.name in ("class", "group", "mean output", "sd of output") or c in ours]
+        outside = [column for column in columns if column.description in (OF_FILE, OF_DATASET)]
+        others = [c for c in columns if c.name in ("class", "group", "mean output", "sd of output") or c in outside]
         others = [c for c in others if c is not label]
+        hidden = (
+            label if label is not None and label.description != LEARNED else None
+        )  # clusters are not to be the classes
 
-        def compute() -> dict[str, Any]:
-            clusters = groups.clusters_of(shown.embedding, label)
-            if clusters is None:
-                return {"clusters": None}
-            found = groups.describe(shown.name, shown.embedding, clusters, label, others, self.progress)
-            return {"clusters": clusters.tolist(), "groups": found}
+        def compute() -> dict[str, Any] | None:
+            found = groups.find(shown.embedding, hidden, n_clusters)
+            if found is None:
+                return None
+            found = groups.scored(found, hidden, examples.features())
+            page = groups.describe(shown.name, found, label, hidden, others, self.progress)
+            return {"subgroups": found.to_dict(), "page": page}
 
         hashed = hashlib.sha256(
             b"".join(c.name.encode() + c.values.tobytes() for c in [*filter(None, [label]), *others])
         )
-        found = self.cache.json("groups", [shown.name, shown.file.identity, hashed.hexdigest()], compute)
-        if found["clusters"] is None:
-            return None, None
-        codes = np.array(found["clusters"])
-        names = [str(k) for k in range(codes.max() + 1)]
-        return found["groups"], category("cluster", codes, names, f"subgroups of targets by {shown.name}")
+        facts = [shown.name, shown.file.identity, hashed.hexdigest(), n_clusters]
+        found: dict[str, Any] | None = self.cache.json("groups", facts, compute)
+        return found
 
     # -- the rest ---------------------------------------------------------------------------------------
 

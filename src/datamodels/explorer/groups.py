@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.explorer.columns import Column
+from datamodels.explorer.columns import Column, category
 from datamodels.progress import Progress
+
+if TYPE_CHECKING:
+    from datamodels.applications.subgroups import Subgroups
 
 _CLUSTERS = 10
 _DRAWS = 20
@@ -17,48 +21,78 @@ _SHOWN = 8
 _LEVEL = 0.01
 
 
-def clusters_of(embedding: NDArray[np.float64], label: Column | None) -> NDArray[np.int64] | None:
-    """k-means on principal components, (n_targets,); as many clusters as labels, else ten. None when hardly any target differs.
+def find(embedding: NDArray[np.float64], hidden: Column | None, n_clusters: int | None = None) -> Subgroups | None:
+    """k-means on principal components; as many clusters as hidden labels, else ten. None when hardly any target differs.
 
     With labels it is what `datamodels.applications.subgroups.subgroups` finds.
     """
     from datamodels.applications.clustering import cluster
+    from datamodels.applications.subgroups import Subgroups
 
-    distinct = len(np.unique(embedding, axis=0))
+    distinct = _distinct(embedding)
     if distinct < 3:
         return None
-    wanted = 0 if label is None else len(np.unique(label.values[label.values >= 0]))
-    k = wanted if 2 <= wanted <= distinct else min(_CLUSTERS, max(1, distinct // 2))
-    return cluster(embedding, "kmeans", k)
+    wanted = 0 if hidden is None else len(np.unique(hidden.values[hidden.values >= 0]))
+    k = (
+        wanted
+        if n_clusters is None and 2 <= wanted <= distinct
+        else min(n_clusters or _CLUSTERS, max(1, distinct // 2))
+    )
+    return Subgroups(cluster(embedding, "kmeans", k), embedding, "kmeans", setting=float(k))
+
+
+def scored(found: Subgroups, hidden: Column | None, features: NDArray[Any] | None) -> Subgroups:
+    """The same with its agreement with hidden labels, and with that of the same pipeline on raw features (n_targets, f)."""
+    from datamodels.applications.clustering import cluster, embed
+
+    if hidden is None:
+        return found
+    known, k = hidden.values >= 0, found.setting
+    scores: dict[str, Any] = _agreement(hidden.values[known], found.clusters[known], "")
+    if features is not None and k is not None and _distinct(features) >= k:
+        baseline = cluster(embed(features, found.embedding.shape[1]), "kmeans", k)
+        scores |= _agreement(hidden.values[known], baseline[known], "_baseline")
+    return replace(found, **scores)
+
+
+def _distinct(rows: NDArray[Any]) -> int:
+    """Rows that differ by more than rounding."""
+    return len(np.unique(rows.round(9), axis=0))
+
+
+def column_of_clusters(clusters: Sequence[int], attribution: str) -> Column:
+    """The clusters as a column of targets."""
+    names = [str(k) for k in range(max(clusters) + 1)]
+    return category("cluster", clusters, names, f"subgroups of targets by {attribution}")
 
 
 def stability(embedding: NDArray[np.float64], clusters: NDArray[np.int64], progress: bool) -> list[float]:
     """Of each cluster the mean Jaccard index with its best match when a bootstrap sample of the targets is clustered (Hennig 2007,
-    Comput. Stat. Data Anal. 52, 258-271): above 0.75 stable, below 0.5 dissolved."""
+    Comput. Stat. Data Anal. 52, 258-271): above 0.75 stable, below 0.5 dissolved.
+
+    It says nothing about other models: `datamodels.applications.validation.stability.cluster_stability` does, and refits for it.
+    """
     from datamodels.applications.clustering import cluster
+    from datamodels.applications.validation.stability import best_jaccard
 
     rng, k = np.random.default_rng(0), int(clusters.max()) + 1
     found: list[list[float]] = [[] for _ in range(k)]
     with Progress("stability of subgroups", _DRAWS, "samples", show=progress) as bar:
         for _ in range(_DRAWS):
             drawn = np.unique(rng.integers(0, len(embedding), len(embedding)))
-            if len(np.unique(embedding[drawn], axis=0)) >= k:
+            if _distinct(embedding[drawn]) >= k:
                 again, before = cluster(embedding[drawn], "kmeans", k, starts=3), clusters[drawn]
-                both = np.zeros((k, k))
-                np.add.at(both, (before, again), 1)
-                either = both.sum(axis=1, keepdims=True) + both.sum(axis=0) - both
-                best = (both / np.maximum(either, 1)).max(axis=1)
                 for number in np.unique(before):
-                    found[number].append(float(best[number]))
+                    found[number].append(best_jaccard(before == number, again))
             bar.advance()
     return [float(np.mean(values)) if values else float("nan") for values in found]
 
 
 def describe(
     attribution: str,
-    embedding: NDArray[np.float64],
-    clusters: NDArray[np.int64],
+    found: Subgroups,
     label: Column | None,
+    hidden: Column | None,
     others: Sequence[Column],
     progress: bool,
 ) -> dict[str, Any]:
@@ -66,11 +100,14 @@ def describe(
 
     Parameters
     ----------
-    label
-        What composition is counted by.
+    found
+        What `find` found, scored.
+    label, hidden
+        What composition is counted by, and what the clusters were scored against.
     others
         Columns that may tell a cluster from the rest without being its meaning: confounders.
     """
+    embedding, clusters = found.embedding, found.clusters
     stable = stability(embedding, clusters, progress)
     numbers = np.unique(clusters).tolist()
     rows = []
@@ -92,8 +129,10 @@ def describe(
         "method": "k-means on principal components of the datamodels",
         "attribution": attribution,
         "n_clusters": len(numbers),
+        "label": None if hidden is None else hidden.name,
+        **{name: getattr(found, name) for name in ("ari", "nmi", "ari_baseline", "nmi_baseline")},
         "rows": rows,
-        "statements": _statements(clusters, label, rows),
+        "statements": _statements(found, hidden, rows),
     }
 
 
@@ -131,22 +170,29 @@ def _confounders(inside: NDArray[np.bool_], columns: Sequence[Column], n_cluster
     return sorted(found, key=lambda one: -abs(one["effect"]))[:_SHOWN]
 
 
-def _statements(clusters: NDArray[np.int64], label: Column | None, rows: Sequence[dict[str, Any]]) -> list[str]:
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+def _statements(found: Subgroups, hidden: Column | None, rows: Sequence[dict[str, Any]]) -> list[str]:
+    from datamodels.applications.validation.stability import STABLE
 
     out = []
-    if label is not None:
-        known = label.values >= 0
-        ari = adjusted_rand_score(label.values[known], clusters[known])
-        nmi = normalized_mutual_info_score(label.values[known], clusters[known])
+    if hidden is not None and found.ari is not None:
+        text = f"Clusters agree with {hidden.name} to an adjusted Rand index of {found.ari:.3f} (mutual information {found.nmi:.3f})"
+        if found.ari_baseline is not None:
+            text += f"; the same pipeline on raw features reaches {found.ari_baseline:.3f} ({found.nmi_baseline:.3f})"
+        out.append(f"{text}.")
+    known = [row for row in rows if row["stability"] is not None]
+    stable = sum(row["stability"] >= STABLE for row in known)
+    if known:
         out.append(
-            f"Clusters agree with {label.name} to an adjusted Rand index of {ari:.3f} (mutual information {nmi:.3f})."
-        )
-    known_rows = [row for row in rows if row["stability"] is not None]
-    stable = sum(row["stability"] >= 0.75 for row in known_rows)
-    if known_rows:
-        out.append(
-            f"{stable} of {len(known_rows)} clusters are stable: a bootstrap of the targets finds them again with a "
-            "Jaccard index of 0.75 or more."
+            f"{stable} of {len(known)} clusters are stable over targets: a bootstrap of the targets finds them again with a "
+            f"Jaccard index of {STABLE} or more. Whether they come back with other models, datamodels validate tells."
         )
     return out
+
+
+def _agreement(truth: NDArray[Any], clusters: NDArray[np.int64], suffix: str) -> dict[str, float]:
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    return {
+        f"ari{suffix}": float(adjusted_rand_score(truth, clusters)),
+        f"nmi{suffix}": float(normalized_mutual_info_score(truth, clusters)),
+    }

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.explorer.weights import WeightsFile, strongest
 from datamodels.store import Store
+
+if TYPE_CHECKING:
+    from datamodels.evaluation.lds import LDS
 
 COMPONENTS = 10
 BINS = 30
@@ -66,6 +69,11 @@ def lds_of(file: WeightsFile, test: Path, progress: Tick) -> dict[str, Any]:
     for start, stop in file.blocks():
         found.append(lds(file.part(start, stop), test))
         progress(stop - start)
+    return scored(found)
+
+
+def scored(found: Sequence[LDS]) -> dict[str, Any]:
+    """``per_target`` and the means over targets, of the scores of blocks of targets on the same models."""
     shares = np.array([(~np.isnan(one.per_target)).sum() for one in found], dtype=np.float64)
     shares /= shares.sum()
     bootstrap = shares @ np.stack([one.bootstrap for one in found])
@@ -79,6 +87,9 @@ def lds_of(file: WeightsFile, test: Path, progress: Tick) -> dict[str, Any]:
         "low": float(low),
         "high": float(high),
         "ceiling": float(np.sqrt(sum(s * c**2 for s, c in known) / sum(s for s, _ in known))) if known else np.nan,
+        "pearson": float(shares @ [one.pearson for one in found]),
+        "r2": float(shares @ [one.r2 for one in found]),
+        "models": found[0].n_models,
     }
 
 

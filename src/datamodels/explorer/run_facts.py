@@ -1,7 +1,8 @@
-"""What was run, in words, and the curve that a report has drawn."""
+"""What was run, in words, and the curve of its judgement."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from datamodels.errors import DatamodelsError, first_line
 from datamodels.explorer.content import Shown
+from datamodels.report.judging import RESULTS
 from datamodels.run import Run
 from datamodels.store import Store
 
@@ -29,32 +31,62 @@ def facts_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> list
             text = f"{int(store.completed().sum()):,} of {store.n_models:,} models"
             if store.design is not None:
                 text += f", {store.design.kind}, alpha {store.design.alpha}, seed {store.design.seed}"
+                text += f", {store.design.replicates} runs per subset" if store.design.replicates > 1 else ""
             out.append((f"store {name}", text))
     for shown in attributions:
-        sources = shown.file.provenance.get("sources", [])
-        rows = sum(len(np.atleast_1d(source.get("rows", ()))) for source in sources)
         estimator = shown.file.provenance.get("estimator", {}).get("name", "unknown")
-        out.append((f"attribution {shown.name}", f"{estimator} on {rows:,} models"))
+        gap = shown.file.target_facts.get("gap")
+        exact = f", largest relative duality gap {np.max(gap):.1e}" if gap is not None else ""
+        out.append((f"attribution {shown.name}", f"{estimator} on {_rows_used(shown):,} models{exact}"))
     versions = attributions[0].file.provenance.get("versions", {})
     return out + [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))] * bool(versions)
 
 
-def curve_of(root: Path) -> dict[str, Any] | None:
-    """LDS against the number of models, where a report has drawn it."""
-    path = root / "results.json"
-    if not path.is_file():
-        return None
+def models_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> int | None:
+    """Complete models of the run's stores, or the rows that a file's fit has used; None where nobody knows."""
+    if run is None:
+        return _rows_used(attributions[0]) or None
+    total = 0
+    for place in run.stores.values():
+        with contextlib.suppress(DatamodelsError):
+            total += int(Store.open(root / place).completed().sum())
+    return total or None
+
+
+def curve_of_results(root: Path) -> dict[str, Any] | None:
+    """The curve that a report has drawn."""
     try:
-        points = json.loads(path.read_text())["curve"]["points"]
+        found: dict[str, Any] = json.loads((root / RESULTS).read_text())
+    except (OSError, ValueError):
+        return None
+    return curve_of(found.get("curve")) if isinstance(found, dict) else None
+
+
+def curve_of(curve: Any) -> dict[str, Any] | None:
+    """LDS against the number of models, and what more of them would give (``ahead``), of what `Judgement.to_dict` gives; None when it
+    is another thing."""
+    try:
+        points = curve["points"]
+        sizes, scores = [int(point["models"]) for point in points], [float(point["lds"]) for point in points]
+        ahead = curve.get("ahead") and {
+            "sizes": [float(point["models"]) for point in curve["ahead"]],
+            "lds": [float(point["lds"]) for point in curve["ahead"]],
+            "limit": float(curve["asymptote"]),
+        }
         return {
-            "sizes": [int(point["models"]) for point in points],
-            "lds": [float(point["lds"]) for point in points],
+            "sizes": sizes,
+            "lds": scores,
             "low": [float(point["lds_ci"][0]) for point in points],
             "high": [float(point["lds_ci"][1]) for point in points],
             "ceiling": None if points[-1]["lds_ceiling"] is None else float(points[-1]["lds_ceiling"]),
+            "ahead": ahead,
         }
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
+
+
+def _rows_used(shown: Shown) -> int:
+    return sum(len(np.atleast_1d(source.get("rows", ()))) for source in shown.file.provenance.get("sources", []))
 
 
 def _listed(values: Any) -> str:

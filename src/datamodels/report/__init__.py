@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run or an attribution."""
+"""What is right about a run, in numbers, and the page of a validation."""

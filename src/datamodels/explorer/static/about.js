@@ -2,26 +2,45 @@
 
 import {el, figure, saveCsv} from "./dom.js"
 import {targetRows} from "./map.js"
-import {lines} from "./chart.js"
+import {binned, histogram, lines} from "./chart.js"
+import {groupScores} from "./figures.js"
+import {state} from "./state.js"
 import {term} from "./words.js"
 
 function scores(attributions) {
-  const scored = attributions.some((a) => a.lds);
+  const scored = attributions.some((a) => a.lds), wholly = attributions.some((a) => Number.isFinite(a.lds?.models));
   return el("div", { class: "scroll" }, el("table", { class: "wide" },
-    el("thead", null, el("tr", null, el("th", null, "attribution"), el("th", null, "estimator"), el("th", null, "units"), scored && [el("th", null, term("LDS")), el("th", null, term("interval")), el("th", null, term("ceiling"))], el("th", null, "nonzero weights, median"))),
+    el("thead", null, el("tr", null, el("th", null, "attribution"), el("th", null, "estimator"), el("th", null, "units"), scored && [el("th", null, term("LDS")), el("th", null, term("interval")), el("th", null, term("ceiling"))], wholly && [el("th", null, term("Pearson")), el("th", null, term("R² on unseen models", "R²")), el("th", null, "unseen models")], el("th", null, "nonzero weights, median"))),
     el("tbody", null, attributions.map((a) => el("tr", null, el("th", { scope: "row" }, a.name), el("td", null, a.estimator), el("td", null, a.units),
       scored && [el("td", null, el("strong", null, figure(a.lds?.value))), el("td", null, a.lds ? `${figure(a.lds.low)} to ${figure(a.lds.high)}` : "–"), el("td", null, figure(a.lds?.ceiling))],
+      wholly && [el("td", null, figure(a.lds?.pearson)), el("td", null, figure(a.lds?.r2)), el("td", null, figure(a.lds?.models))],
       el("td", null, figure(a.n_nonzero_median), a.cut ? ` (the ${a.cut} strongest are kept here)` : ""))))));
 }
 
+/** LDS against models, and what more of them would give. */
+function growth({ sizes, lds, low, high, ceiling, ahead }) {
+  const series = [{ x: sizes, y: lds, low, high }, ...(ahead ? [{ x: ahead.sizes, y: ahead.lds, estimated: true }] : [])], last = sizes.at(-1);
+  const twice = ahead && ahead.sizes.findIndex((size) => size >= 1.99 * last);
+  return el("div", null,
+    lines({ title: "LDS against models", series, xlabel: "models that are fitted", ylabel: "LDS", log: sizes.length > 1, zero: true, level: ceiling ? { at: ceiling, name: "ceiling" } : null }),
+    ahead && el("p", { class: "quiet" }, `With ${last.toLocaleString("en")} models it reaches ${figure(lds.at(-1))}. Twice as many would reach about ${figure(ahead.lds[twice])}, without limit about ${figure(ahead.limit)}: estimates (dashed), which assume that 1/LDS² falls in proportion to 1/models.`));
+}
+
+/** LDS of single targets, of the shown attribution. */
+async function spread(source) {
+  const facts = source.columnFacts("targets", `LDS, ${state.attribution}`);
+  if (!facts) return null;
+  return histogram({ title: facts.name, ...binned(await source.column("targets", facts.name), 30), xlabel: `LDS of single targets, ${state.attribution}`, ylabel: "targets" });
+}
+
 export async function aboutView(source) {
-  const { about } = source, { curve } = about;
+  const { about } = source, { curve } = about, found = groupScores(about.groups), single = await spread(source);
   const everyone = Array.from({ length: about.n_targets }, (_, i) => i);
   const node = el("article", null, el("header", { class: "heading" }, el("h1", { tabindex: "-1" }, "About this run")),
     el("section", { class: "panel" }, el("h2", null, "Is it right?"),
       el("p", { class: "quiet" }, "An attribution is right when it predicts models that it has never seen; the ", term("LDS"), " measures that."), scores(about.attributions),
-      curve && lines({ title: "LDS against models", series: [{ x: curve.sizes, y: curve.lds, low: curve.low, high: curve.high }], xlabel: "models", ylabel: "LDS", log: curve.sizes.length > 1, zero: true,
-        level: curve.ceiling ? { at: curve.ceiling, name: "ceiling" } : null })),
+      el("div", { class: "charts" }, curve && growth(curve), single),
+      found && [el("h2", null, "Does it find what was hidden?"), el("p", { class: "quiet" }, `No model ever saw the ${about.groups.label}. Clusters of targets that rest on the same training examples agree with it:`), found]),
     el("div", { class: "columns" },
       el("section", { class: "panel" }, el("h2", null, "What was run"), el("table", { class: "facts" }, el("tbody", null,
         [["targets", about.n_targets.toLocaleString("en")], ["training examples", about.n_train.toLocaleString("en")], ...about.facts, ["made", about.created?.slice(0, 16).replace("T", " ")]]

@@ -84,6 +84,14 @@ function problem(error) {
   return el("section", { class: "panel", role: "alert" }, el("h1", null, "This could not be shown"), el("p", null, error.message));
 }
 
+/** When what is on the page has been painted: words and numbers need not wait for a map, whose WebGL takes longer. */
+function seen() {
+  return new Promise((resume) => {
+    requestAnimationFrame(() => setTimeout(resume));
+    setTimeout(resume, 100);  // a page in the background paints no frames
+  });
+}
+
 async function start() {
   const chosen = remembered();
   if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
@@ -120,7 +128,11 @@ async function start() {
       say(document.title);
     }
     page = next;
-    await view.mount?.();
+    if (view.mount) {
+      await seen();
+      if (mine !== wanted) return;
+      await view.mount();
+    }
     window.explorer.drawn++;
     document.body.dataset.ready = "true";
   };

@@ -72,7 +72,7 @@ export function weightList(source, side, words, items, { shown = 12, unit = "", 
   const row = (item) => el("li", null, link({ view: VIEW_OF[side], index: item.index }, { class: "row" },
     thumb(source, side, item.index, 40) ?? el("span", { class: "snippet" }, words.text(item.index)),
     el("span", { class: "who" }, el("b", null, words.label(item.index) || words.id(item.index)),
-      el("small", null, words.label(item.index) ? `#${words.id(item.index)}` : "")),
+      el("small", { title: words.id(item.index) }, words.label(item.index) ? `#${words.id(item.index)}` : "")),
     bar(item.value, item.interval, domain),
     el("span", { class: "number" }, signed(item.value),
       item.selected && el("span", { class: "mark", role: "img", "aria-label": "selected at the FDR level", title: "selected at the FDR level" }, "★"),
@@ -123,8 +123,9 @@ export function large(source, side, i, details) {
   const picture = thumb(source, side, i, 168);
   return el("div", { class: "large" }, picture,
     details.text && el("blockquote", { tabindex: "0", "aria-label": "text" }, details.text),
-    details.row && el("table", { class: "facts" }, el("tbody", null, details.row.map(([name, value]) =>
-      el("tr", null, el("th", { scope: "row" }, name), el("td", null, typeof value === "number" ? figure(value) : String(value)))))));
+    details.row && el("table", { class: "facts" }, el("tbody", null, details.row.map(([name, value, z]) =>
+      el("tr", null, el("th", { scope: "row" }, name), el("td", null, typeof value === "number" ? figure(value) : String(value)),
+        el("td", { class: "quiet", title: "standard deviations from the mean of its split" }, Number.isFinite(z) && `${z < 0 ? "−" : "+"}${Math.abs(z).toFixed(1)} sd`))))));
 }
 
 /** What bars, lines and stars mean; `items` tell which of them there are. */

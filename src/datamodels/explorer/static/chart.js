@@ -77,7 +77,7 @@ function span(values, pad = 0.05) {
   return [low - more, high + more];
 }
 
-/** Lines with markers and, where given, bands. `series`: {x, y, low?, high?, name, second?}. */
+/** Lines with markers and, where given, bands. `series`: {x, y, low?, high?, estimated?}. */
 export function lines({ title, series, xlabel, ylabel, log = false, level = null, chosen = null, zero = false }) {
   const xs = series.flatMap((s) => s.x), ys = series.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]);
   if (level) ys.push(level.at);
@@ -86,8 +86,8 @@ export function lines({ title, series, xlabel, ylabel, log = false, level = null
   const path = (px, py) => px.map((value, k) => `${x(value).toFixed(1)},${y(py[k]).toFixed(1)}`);
   for (const s of series) {
     if (s.low) plot.append(svg("polygon", { class: "band", points: [...path(s.x, s.high), ...path(s.x, s.low).reverse()].join(" ") }));
-    plot.append(svg("polyline", { class: "line", points: path(s.x, s.y).join(" ") }));
-    plot.append(...s.x.map((value, k) => svg("circle", { class: "dot", cx: x(value), cy: y(s.y[k]), r: 2.6 }, svg("title", null, `${figure(value)}: ${figure(s.y[k])}`))));
+    plot.append(svg("polyline", { class: s.estimated ? "line estimated" : "line", points: path(s.x, s.y).join(" ") }));
+    if (!s.estimated) plot.append(...s.x.map((value, k) => svg("circle", { class: "dot", cx: x(value), cy: y(s.y[k]), r: 2.6 }, svg("title", null, `${figure(value)}: ${figure(s.y[k])}`))));
   }
   if (level) {
     plot.append(svg("line", { class: "level", x1: EDGE.left, x2: WIDE - EDGE.right, y1: y(level.at), y2: y(level.at) }),

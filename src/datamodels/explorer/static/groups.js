@@ -11,7 +11,7 @@ function composition(parts, size, codeOf) {
   const words = parts.map(([label, k]) => `${label}: ${k}`).join(", ");
   return el("div", null,
     el("span", { class: "stack", role: "img", "aria-label": words, title: words }, parts.map(([label, k]) => el("i", { style: { width: `${(100 * k) / size}%`, background: categoryColour(codeOf(label)) } }))),
-    el("small", null, parts.slice(0, 3).map(([label, k]) => `${label} ${Math.round((100 * k) / size)} %`).join(" · ")));
+    el("small", null, parts.slice(0, 3).map(([label, k]) => `${label}: ${Math.round((100 * k) / size)} %`).join(" · ")));
 }
 
 /** The column of clusters, to show one cluster alone on the map. */
@@ -29,7 +29,7 @@ export async function groupsView(source) {
   if (!groups) return { node: el("article", null, title, el("p", { class: "quiet" }, "This run has no subgroups.")), title: "Subgroups" };
   const categories = source.labelColumn("targets")?.categories ?? [], other = [...new Set(groups.rows.flatMap((row) => row.composition.map(([label]) => label)))];
   const codeOf = (label) => (categories.includes(label) ? categories.indexOf(label) : other.indexOf(label));
-  const sample = (row) => el("div", { class: "tiles" }, row.representatives.slice(0, 6).map((i) => (
+  const sample = (row) => el("div", { class: "tiles" }, row.representatives.slice(0, source.about.sprites?.targets ? 6 : 3).map((i) => (
     thumb(source, "targets", i, 36) ? link({ view: "target", index: i }, { class: "mini", "aria-label": `target ${i} ${words.label(i)}`, title: `target ${i} ${words.label(i)}` },
       thumb(source, "targets", i, 36)) : tileOf(source, "targets", words, i))));
   const cell = (name, ...content) => el("td", { "data-name": name }, ...content);

@@ -2,6 +2,7 @@
 
 import {count, el, figure, largest, say, saveCsv, shareBar} from "./dom.js"
 import {go, note, state} from "./state.js"
+import {keyFigures} from "./figures.js"
 import {legendOf, painted, visible} from "./paint.js"
 import {hoverCard, large, nounOf, tileOf, wording} from "./cards.js"
 import {PointMap} from "./scatter.js"
@@ -114,13 +115,13 @@ export async function mapView(source) {
   drawLegend();
   await Promise.all([fill(chosen, chosenPanel(source, words, state.target)), fill(selected, selectionPanel(source, words, state.selection, () => select([])))]);
   const of = about.maps.find((m) => m.name === state.map)?.attribution;
-  const node = el("div", { class: "split" },
+  const node = el("article", null, keyFigures(source, state.attribution), el("div", { class: "split" },
     el("section", { class: "panel" },
       el("div", { class: "choices" },
         choice("Colour", about.targets.columns.map((c) => [c.name]), state.colour, (colour) => go({ colour, hidden: [] })),
         about.maps.length > 1 && choice("Map", about.maps.map((m) => [m.name]), state.map, (name) => go({ map: name }))),
       map.node, legend,
       el("p", { class: "quiet" }, facts?.description ? `${facts.name}: ${facts.description}. ` : "", of ? `Positions come from the ${of} attribution.` : "")),
-    el("div", { class: "side" }, chosen, selected));
+    el("div", { class: "side" }, chosen, selected)));
   return { node, title: "Map", mount: () => map.mount() };
 }

@@ -41,7 +41,8 @@ export function painted(facts, values) {
   if (facts.kind === "category") {
     const counts = new Map();
     for (const code of values) counts.set(code, (counts.get(code) ?? 0) + 1);
-    const items = [...counts].sort((a, b) => (a[0] < 0) - (b[0] < 0) || a[0] - b[0]).map(([code, size]) => (
+    const order = (code) => (code >= 0 && facts.categories.every((name) => /^\d+$/.test(name)) ? Number(facts.categories[code]) : code);
+    const items = [...counts].sort((a, b) => (a[0] < 0) - (b[0] < 0) || order(a[0]) - order(b[0])).map(([code, size]) => (
       { code, size, name: code < 0 ? "missing" : facts.categories[code], colour: categoryColour(code) }));
     return { colours: Array.from(values, categoryColour), legend: { kind: "category", items } };
   }

@@ -81,7 +81,7 @@ export async function targetView(source) {
       el("div", null, twoLists(source, "train", train, signs, ["Most helpful training examples", "Most harmful training examples"], unit),
         legendOfLists(unit, [...signs.positive, ...signs.negative]))),
     el("div", { class: "columns" }, el("div", { class: "side" }, details.outputs && outputsFigure(source, details.outputs), details.nearest?.length && el("section", { class: "panel" }, el("h2", null, "Nearest targets"), el("p", { class: "quiet" }, "By ", term("similarity"), " of weights."),
-        el("div", { class: "tiles" }, details.nearest.map((near) => tileOf(source, "targets", words, near.index, figure(near.similarity)))))),
+        el("div", { class: "tiles" }, details.nearest.slice(0, source.about.sprites?.targets ? 12 : 6).map((near) => tileOf(source, "targets", words, near.index, figure(near.similarity)))))),
       path && pathFigure(path), el("section", { class: "panel" }, el("h2", null, "Among all targets"), table)));
   return { node, title: `Target ${i}` };
 }

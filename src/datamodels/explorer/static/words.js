@@ -17,8 +17,12 @@ const MEANINGS = {
   "similarity": "Cosine between two targets' weights: 1 means that they rest on the same training examples.",
   "overlap": "Share of the 20 strongest training examples that the two attributions have in common.",
   "cosine": "Cosine between the two weight vectors of a target: 1 agrees in everything, 0 in nothing.",
-  "stability": "How alike a cluster comes out when the models are resampled: 1 is always the same.",
+  "stability": "How alike a cluster comes out when the targets are resampled (mean Jaccard index): above 0.75 is stable, 1 is always the same. Refits on other models are a harder test: datamodels validate.",
   "confounder": "A column that differs inside the cluster from outside it, and may explain it.",
+  "ARI": "Adjusted Rand index of clusters and labels: 1 is the same grouping, 0 is chance. Models never saw these labels.",
+  "NMI": "Normalised mutual information of clusters and labels: 1 is the same grouping, 0 is none in common.",
+  "Pearson": "Linear correlation of predicted and true outputs over models that the fit has not used, averaged over targets.",
+  "R² on unseen models": "1 minus squared error over variance, on models that the fit has not used, averaged over targets.",
   "agreement": "Rank correlation between predicted and actual changes.",
 };
 
