@@ -102,13 +102,13 @@ def write_ehgdp(file: Path, prefix: Path) -> None:
         prefix,
         counts[:, common],
         alleles[common],
-        region=[str(name).capitalize().replace("_", " ") for name in np.asarray(facts["Region"])[population]],
+        region=[str(name).replace("_", " ").title() for name in np.asarray(facts["Region"])[population]],
         population=[str(name) for name in np.asarray(facts["Population"])[population]],
     )
 
 
 def write_simulated(prefix: Path, seed: int = 0) -> None:
-    """Three regions of three populations of 20 people each: alleles drift from the ancestors to a region, and on to a population."""
+    """Three regions of three populations of 12 people each: alleles drift from the ancestors to a region, and on to a population."""
     rng = np.random.default_rng(seed)
 
     def drifted(frequencies: NDArray[np.float64], distance: float) -> NDArray[np.float64]:
@@ -117,13 +117,13 @@ def write_simulated(prefix: Path, seed: int = 0) -> None:
 
     ancestors = rng.uniform(0.1, 0.9, 300)
     people = [
-        rng.binomial(2, drifted(region, 0.08), (20, len(ancestors)))
+        rng.binomial(2, drifted(region, 0.08), (12, len(ancestors)))
         for region in (drifted(ancestors, 0.1) for _ in range(3))
         for _ in range(3)
     ]
     counts = np.concatenate(people).astype(np.float32)
     counts[rng.random(counts.shape) < 0.03] = np.nan
-    number = np.repeat(np.arange(9), 20)
+    number = np.repeat(np.arange(9), 12)
     write_plink(
         prefix,
         counts,
@@ -261,7 +261,14 @@ def draw(path: Path, maps: Mapping[str, NDArray[np.float64]], data: Dataset) -> 
         axes.set(title=title, xticks=[], yticks=[])
         axes.title.set_fontsize(15)
     handles = [figure.axes[0].scatter([], [], color=colour, s=60, label=name) for name, colour in hues.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False, fontsize=12)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(7, len(handles)),
+        frameon=False,
+        fontsize=12,
+        handletextpad=0.1,
+    )
     figure.savefig(path, dpi=110)
     return path
 
@@ -399,7 +406,8 @@ def write(
     content: list[Any] = [first, *words, *([rows] if rows else []), picture]
     content.append(
         f"t-SNE of {given.size.components} components. A hue is a label, a shade one {data.hidden_name or 'label'}. Left: "
-        "datamodels of seed 0. Right: PCA of the genotypes, missing ones filled with the mean."
+        "datamodels of seed 0. Right: PCA of the genotypes, missing ones filled with the mean, which knows no label. A datamodel is of the margin of the person's own "
+        "label, so that labels part cleanly on the left is no finding; what is inside of one label is."
     )
     content += [
         f"Checks of the {validation.groups.n_clusters} Leiden clusters of seed 0: {validation.summary()} {why}",
