@@ -20,6 +20,8 @@ from datamodels.run import Run
 from datamodels.store import Store
 from tests.conftest import few, script
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("leidenalg")
 
 

@@ -256,7 +256,8 @@ def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int]
 def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:
     assert problem.train_columns is not None
     lacking = np.flatnonzero(solution.facts.get("n_constant", np.zeros(0)) > 1)
-    if len(lacking):  # its own column is constant by construction, and so are those that always come with it
+    grouped = all((source.description.get("design") or {}).get("kind") == "grouped" for source in problem.sources)
+    if len(lacking) and grouped:  # its own column is constant by construction, and so are those of its group
         lacking = lacking[solution.facts["n_constant"][lacking] > _equal_columns(problem)[lacking]]
     if len(lacking):
         warnings.warn(
