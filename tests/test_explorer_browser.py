@@ -229,6 +229,7 @@ def test_what_if_is_what_python_computes(page: Opened, content: Content) -> None
     page.run("[...document.querySelectorAll('button')].find(b => b.textContent === 'Add to the what-if list').click()")
     page.browser.until(f"{STATE}.whatif.length === 1")
     page.click("nav a:nth-child(4)")
+    page.browser.until("!!document.querySelector('input[name=ids]')")
     page.run("const i = document.querySelector('input[name=ids]'); i.value = '17, 3'; i.form.requestSubmit()")
     page.browser.until(f"{STATE}.whatif.length === 3 && document.querySelectorAll('.chips li').length === 3")
     for add in (False, True):
