@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fitted, page, run, said, table
+from common import command_of, fitted, page, run, said, table
 from numpy.typing import NDArray
 
 from datamodels.applications.clustering import cluster
@@ -208,7 +206,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--models is {given.models}, --trees {given.trees}; give 48 or more")
     given.out = given.out or Path("runs") / f"breast_cancer{'-quick' if given.quick else ''}"
     given.how = {"progress": not given.quick, **({"executor": "inline"} if given.quick else {"jobs": given.jobs})}
-    given.command = shlex.join(["python", "examples/breast_cancer.py", *(sys.argv[1:] if argv is None else argv)])
+    given.command = command_of("breast_cancer", argv)
     return given
 
 

@@ -76,8 +76,13 @@ def options(
     given.how = (
         {"executor": "inline"} if given.quick else {"jobs": given.jobs}
     )  # of retraining: processes take time to start
-    given.command = shlex.join(["python", f"examples/{stem}.py", *(sys.argv[1:] if argv is None else argv)])
+    given.command = command_of(stem, argv)
     return given
+
+
+def command_of(stem: str, argv: Sequence[str] | None) -> str:
+    """The command that makes the run of a script again."""
+    return shlex.join(["python", f"examples/{stem}.py", *(sys.argv[1:] if argv is None else argv)])
 
 
 def parts(name: str, task: TrainRecipe, alpha: float, models: int, seed: int = 0) -> list[Part]:

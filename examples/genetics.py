@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fitted, page, run, said, table
+from common import command_of, fitted, page, run, said, table
 from numpy.typing import NDArray
 
 from datamodels.applications.clustering import cluster, embed
@@ -38,6 +36,7 @@ from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset, load, name_of
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import lds
+from datamodels.evaluation.retraining import Estimate
 from datamodels.experiment import Part, fill
 from datamodels.files import replacing
 from datamodels.regression.estimators import Ridge
@@ -207,11 +206,7 @@ def scores(where: NDArray[np.float64], truth: NDArray[Any], seed: int) -> dict[s
 
 def interval(values: Sequence[float]) -> list[float]:
     """Mean, and Student's 95 % interval of the mean over seeds."""
-    from scipy import stats
-
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return [mean, mean - half, mean + half]
+    return list(Estimate.mean(np.asarray(values), 0.95))
 
 
 def compared(per_seed: Mapping[str, list[dict[str, float]]], labels: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -331,7 +326,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--models is {given.models}, --seeds {given.seeds}; give 48 or more and 2 or more")
     given.out = given.out or Path("runs") / f"genetics{'-quick' if given.quick else ''}"
     given.how = {"executor": "inline"} if given.quick else {"jobs": given.jobs}
-    given.command = shlex.join(["python", "examples/genetics.py", *(sys.argv[1:] if argv is None else argv)])
+    given.command = command_of("genetics", argv)
     return given
 
 

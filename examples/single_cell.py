@@ -33,8 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fitted, page, run, said, table
+from common import command_of, fitted, page, run, said, table
 from numpy.typing import NDArray
 
 from datamodels.applications.clustering import cluster, embed
@@ -280,7 +278,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--models is {given.models}, --seeds {given.seeds}; give {FEWEST} or more, and 2 or more")
     given.out = given.out or Path("runs") / f"single_cell{'-quick' if given.quick else ''}"
     given.how = {"progress": not given.quick, **({"executor": "inline"} if given.quick else {"jobs": given.jobs})}
-    given.command = shlex.join(["python", "examples/single_cell.py", *(sys.argv[1:] if argv is None else argv)])
+    given.command = command_of("single_cell", argv)
     return given
 
 

@@ -18,8 +18,8 @@ from datamodels.evaluation.brittleness import _Search, brittleness, data_support
 from datamodels.evaluation.counterfactual import counterfactual
 from datamodels.evaluation.mislabels import plant_label_noise
 from datamodels.evaluation.removal import removal_curve
-from datamodels.evaluation.retraining import Estimate, output_key, retrain, size_of
-from datamodels.regression.calibration import calibrate, removal
+from datamodels.evaluation.retraining import Estimate, retrain, size_of
+from datamodels.regression.calibration import calibrate, output_key, removal
 from datamodels.training.ensemble import TrainRecipe, train_models
 from datamodels.training.outputs import margins
 from datamodels.training.recipes import Recipe

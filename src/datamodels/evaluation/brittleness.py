@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
-from datamodels.evaluation.retraining import base_mask, check_runs, columns_of, output_key, retrain
-from datamodels.regression.calibration import check_finite, positions_of
+from datamodels.evaluation.retraining import base_mask, check_runs, columns_of, retrain
+from datamodels.regression.calibration import check_finite, output_key, positions_of
 from datamodels.training.ensemble import TrainRecipe
 
 NEVER = -1

@@ -24,11 +24,10 @@ from datamodels.evaluation.retraining import (
     check_runs,
     columns_of,
     flipped,
-    output_key,
     retrain,
     size_of,
 )
-from datamodels.regression.calibration import check_finite, is_calibrated, positions_of, removal
+from datamodels.regression.calibration import check_finite, is_calibrated, output_key, positions_of, removal
 from datamodels.training.ensemble import TrainRecipe
 
 Which = Literal["helpful", "harmful"]

@@ -18,7 +18,7 @@ from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import Problem
-from datamodels.regression.used import used_rows
+from datamodels.regression.used import used_rows, without
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ def curve(
             raise RequestError("the test store has the same design as the store that is fitted: its models are not new")
     chosen = resolve(estimator)
     before = [entry for scores in chosen.scores().values() for entry in scores.provenance.get("sources", [])]
-    testing = testing.take(~np.isin(testing.units, testing.units[used_rows(testing, before)]))
+    testing = without(testing, used_rows(testing, before))
     if testing.n_rows < 3:
         raise RequestError(f"only {testing.n_rows} rows are held out; hold out more or train more models")
     numbers = _sizes(sizes, training.n_rows)

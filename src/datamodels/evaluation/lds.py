@@ -15,7 +15,7 @@ from datamodels.errors import RequestError
 from datamodels.evaluation.ranks import resampled_spearman, unit_counts
 from datamodels.regression.calibration import positions_of
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
-from datamodels.regression.used import used_rows
+from datamodels.regression.used import used_rows, without
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -146,7 +146,7 @@ def unused_rows(attribution: Attribution, problem: Problem, *, named: bool) -> P
             f"{int(taken.sum())} of the {len(taken)} named rows were used by the fit (the first is row {first}); evaluate on "
             "rows that it has not used"
         )
-    left = problem.take(~np.isin(problem.units, problem.units[taken]))
+    left = without(problem, taken)
     if left.n_rows < 3:
         raise RequestError(
             f"{left.n_rows} rows are left that the fit has not used; at least 3 are needed: fit on fewer rows "

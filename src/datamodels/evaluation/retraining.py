@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.attribution import Attribution
 from datamodels.design import Design
 from datamodels.errors import CampaignError, RequestError
 from datamodels.executors.base import usable_cpus
@@ -119,12 +118,6 @@ def retrain(
         )
     prefix = "train_" if split == "train" else ""
     return {name: np.asarray(store.array(prefix + name)) for name in names}
-
-
-def output_key(attribution: Attribution) -> str:
-    """Key of the output that an attribution says it is of; margins when it says nothing."""
-    fitted: Mapping[str, Any] = next(iter(attribution.provenance.get("sources", [])), {})
-    return fitted.get("outputs_key") or ("margins" if attribution.train_columns is None else "train_margins")
 
 
 def size_of(k: int | None, share: float | None, available: int, mode: Mode) -> int:

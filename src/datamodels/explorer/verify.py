@@ -132,7 +132,7 @@ class Verifier:
 
     @property
     def _key(self) -> str:
-        from datamodels.evaluation.counterfactual import output_key
+        from datamodels.regression.calibration import output_key
 
         return output_key(self.content.attributions[0].file.part(0, 1))
 

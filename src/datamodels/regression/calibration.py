@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.regression.problem import OUTPUTS, Problem, Rows
-from datamodels.regression.used import all_sources, used_rows
+from datamodels.regression.used import all_sources, used_rows, without
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -323,6 +323,12 @@ def positions_of(attribution: Attribution, what: str = "attribution") -> NDArray
     return stated.astype(np.int64)
 
 
+def output_key(attribution: Attribution) -> str:
+    """Key of the output that an attribution says it is of; margins when it says nothing."""
+    fitted: Mapping[str, Any] = next(iter(attribution.provenance.get("sources", [])), {})
+    return fitted.get("outputs_key") or (OUTPUTS if attribution.train_columns is None else f"train_{OUTPUTS}")
+
+
 def _rows_for(
     attribution: Attribution,
     source: Any,
@@ -346,8 +352,7 @@ def _rows_for(
         masks=masks,
         outputs=outputs,
         masks_key=masks_key or first.get("masks_key", MASKS),
-        outputs_key=outputs_key
-        or first.get("outputs_key", OUTPUTS if attribution.train_columns is None else f"train_{OUTPUTS}"),
+        outputs_key=outputs_key or output_key(attribution),
         rows=rows,
         targets_are_train=False,
     )
@@ -367,10 +372,10 @@ def _rows_for(
         raise RequestError(
             f"{int(taken.sum())} of the {len(taken)} named rows were used by the attribution already; calibrate on others"
         )
-    left = ~np.isin(problem.units, problem.units[taken])
-    if not left.any():
+    left = without(problem, taken)
+    if not left.n_rows:
         raise RequestError("the attribution has used all of these rows; calibrate on others, or fit fewer")
-    return problem.take(left)
+    return left
 
 
 def _predictions(

@@ -28,6 +28,11 @@ def used_rows(problem: Problem, sources: Sequence[Mapping[str, Any]]) -> NDArray
     return np.concatenate(parts)
 
 
+def without(problem: Problem, taken: NDArray[np.bool_]) -> Problem:
+    """The rows whose design units hold none of those `taken`, (m,): a replicate of a used row has seen the same subset."""
+    return problem.take(~np.isin(problem.units, problem.units[taken]))
+
+
 def all_sources(*lists: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows used, of several lists of sources: one entry per identity, each row once."""
     out: dict[str, dict[str, Any]] = {}
