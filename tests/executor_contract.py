@@ -76,7 +76,7 @@ class ExecutorContract:
         assert np.flatnonzero(~store.completed()).tolist() == [3]
         import re
 
-        assert re.search(message, store.failures()[3].read_text())
+        assert re.search(message, store.failure_log(3))
         with pytest.warns(TaskChangedWarning, match="rows of another task"):
             assert self.train(store, tasks.good).ok
         assert store.failures() == {}
@@ -111,7 +111,7 @@ class ExecutorContract:
     def test_results_of_the_wrong_form_are_said(self, new_store: NewStore, task: Any, message: str) -> None:
         store = new_store(4)
         assert self.train(store, task).failed == [0, 1, 2, 3]
-        assert message in store.failures()[0].read_text()
+        assert message in store.failure_log(0)
 
     def test_what_tasks_print_is_kept_from_standard_output(
         self, new_store: NewStore, capfd: pytest.CaptureFixture[str]

@@ -136,7 +136,7 @@ class StoreContract:
         assert (status.models, status.completed, status.failed, status.pending) == (10, 2, 1, 7)
         assert status.failed_rows == [5]
         assert status.rows_per_second is None
-        assert store.failures()[5].read_text() == "it failed"
+        assert store.failure_log(5) == "it failed"
 
     def test_a_campaign_is_asked_to_stop_by_name(self, store: Store) -> None:
         assert store.asked_to_stop("a") is None

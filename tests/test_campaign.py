@@ -58,7 +58,7 @@ def test_a_row_that_takes_too_long_is_stopped(new_store: NewStore) -> None:
     assert summary.failed == [3]
     assert summary.done == 11
     assert summary.seconds < 30
-    assert "longer than the limit of 1 seconds" in store.failures()[3].read_text()
+    assert "longer than the limit of 1 seconds" in store.failure_log(3)
 
 
 def test_a_worker_that_dies_is_replaced_and_only_its_row_fails(new_store: NewStore) -> None:
@@ -66,7 +66,7 @@ def test_a_worker_that_dies_is_replaced_and_only_its_row_fails(new_store: NewSto
     summary = train(store, tasks.dies_on_three, jobs=1)
     assert summary.failed == [3]
     assert summary.done == 11
-    assert "signal SIGKILL" in store.failures()[3].read_text()
+    assert "signal SIGKILL" in store.failure_log(3)
 
 
 def test_a_campaign_whose_first_rows_all_fail_is_stopped(new_store: NewStore) -> None:
@@ -261,7 +261,7 @@ def test_a_task_that_only_workers_cannot_import_fails_its_rows(
     store = new_store(6)
     summary = train(store, "half_broken:main", jobs=2)
     assert summary.failed == list(range(6))
-    assert "no GPU here" in store.failures()[0].read_text()
+    assert "no GPU here" in store.failure_log(0)
 
 
 def test_the_time_limit_does_not_count_imports(

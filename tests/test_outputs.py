@@ -101,5 +101,5 @@ def test_a_row_that_float16_cannot_hold_fails_alone(tmp_path: Path) -> None:
 
     summary = train(store, task, executor="inline")
     assert (summary.failed, summary.done) == ([2], 3)
-    assert "does not survive the schema's dtype float16" in store.failures()[2].read_text()
+    assert "does not survive the schema's dtype float16" in store.failure_log(2)
     np.testing.assert_array_equal(store.array("margins")[[0, 1, 3]], [[65504.0, 1.0, -0.5]] * 3)

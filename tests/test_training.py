@@ -875,7 +875,7 @@ def test_a_sweep_over_what_no_recipe_has_fails_its_rows(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s", TASK, sweep=Sweep({"depth": [1, 2]}))
     summary = train(store, TASK.block_task, executor="inline")
     assert summary.failed == list(range(7))
-    assert "a recipe has no 'depth'; legal: architecture" in store.failures()[0].read_text()
+    assert "a recipe has no 'depth'; legal: architecture" in store.failure_log(0)
 
 
 def test_outputs_have_their_names_and_shapes(tmp_path: Path) -> None:
@@ -917,7 +917,7 @@ def test_a_value_beyond_float16_fails_its_row(tmp_path: Path) -> None:
         summary = train(store, task.block_task, executor="inline")
         assert summary.done == (2 if fits else 0)
         if not fits:
-            assert "float16" in store.failures()[0].read_text()
+            assert "float16" in store.failure_log(0)
 
 
 def test_a_design_of_another_dataset_is_refused() -> None:
@@ -977,8 +977,8 @@ def test_one_bad_row_fails_alone(tmp_path: Path) -> None:
     summary = train(store, task, executor="inline", progress=False)
     assert summary.failed == [2, 5]
     assert store.completed().tolist() == [True, True, False, True, True, False]
-    assert "no training examples" in store.failures()[2].read_text()
-    assert "diverged" in store.failures()[5].read_text()
+    assert "no training examples" in store.failure_log(2)
+    assert "diverged" in store.failure_log(5)
 
 
 def test_rows_of_one_seed_begin_alike(tmp_path: Path) -> None:

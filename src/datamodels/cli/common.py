@@ -20,19 +20,14 @@ class EstimatorName(StrEnum):
     difference = "difference"
 
 
-class ExecutorName(StrEnum):
-    local = "local"
-    inline = "inline"
-
-
 class MethodName(StrEnum):
     kmeans = "kmeans"
     hdbscan = "hdbscan"
     leiden = "leiden"
 
 
-StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", metavar="STORE")]
-StorePaths = Annotated[list[Path] | None, typer.Argument(help="Folders of stores.", metavar="STORE")]
+StorePath = Annotated[str, typer.Argument(help="Folder or address of the store.", metavar="STORE")]
+StorePaths = Annotated[list[str] | None, typer.Argument(help="Folders or addresses of stores.", metavar="STORE")]
 AttributionPath = Annotated[Path, typer.Argument(help="Attribution file (.h5ad).", metavar="FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MasksFile = Annotated[Path | None, typer.Option("--masks", help="Masks, .npy (m, n_train), instead of a store.")]

@@ -153,7 +153,7 @@ def fit(
 
 
 def _watch(
-    store: Path,
+    store: str,
     estimator: Estimator,
     out: Path,
     reach: float | None,

@@ -57,7 +57,7 @@ def subgroups(
     features: Annotated[Path | None, typer.Option(help="Raw features of each target, .npy, for the baseline.")] = None,
     resolution: Annotated[float | None, typer.Option(help="Of leiden: the larger, the more clusters.")] = None,
     stores: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option("--store", help="Store of the fit, for stability; may repeat. What the fit says by default."),
     ] = None,
     write_to: Annotated[
@@ -125,7 +125,7 @@ def report(
     source: Annotated[
         Path, typer.Argument(help="Folder of a run, or an attribution file (.h5ad).", metavar="RUN|FILE")
     ],
-    stores: Annotated[list[Path] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
+    stores: Annotated[list[str] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
     masks_key: FittedMasksKey = None,
     outputs_key: FittedOutputsKey = None,
     clusters: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datamodels.cli.common import ExecutorName, Json, Recipe, Seed, StorePath, emit, read_labels
+from datamodels.cli.common import Json, Recipe, Seed, StorePath, emit, read_labels
 from datamodels.errors import RequestError
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def train(
     recipe: Recipe = None,
     jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
     executor: Annotated[
-        ExecutorName, typer.Option(help="local: worker processes; inline: this process.")
-    ] = ExecutorName.local,
+        str, typer.Option(help="local: worker processes; inline: this process; ray, slurm: a cluster.")
+    ] = "local",
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that one row may take; a block of rows takes as many times that.")
     ] = None,
@@ -175,7 +175,7 @@ def train(
         from datamodels.training.ensemble import TrainRecipe
 
         work = TrainRecipe.read(recipe)
-    summary = run(store, work, executor=executor.value, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
+    summary = run(store, work, executor=executor, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
     state = (
         f"stopped as asked ({summary.stopped}), {summary.pending} not reached"
         if summary.ok and summary.stopped and summary.pending

@@ -112,7 +112,7 @@ def stability_lines(curve: StabilityCurve) -> list[str]:
     return lines
 
 
-def problem_of(attribution: Attribution, stores: list[Path] | None) -> Problem:
+def problem_of(attribution: Attribution, stores: list[str] | None) -> Problem:
     """The rows that an attribution was fitted on, of given stores or of those that it names; all their completed rows."""
     from datamodels.regression.problem import OUTPUTS, Problem
 

@@ -323,7 +323,7 @@ def _trained(path: Path, task: TrainRecipe, design: Design, jobs: int, progress:
         failures = store.failures()
         why = "it was stopped; run it again to go on"
         if failures:
-            why = next(iter(failures.values())).read_text().strip().splitlines()[-1]
+            why = store.failure_log(next(iter(failures))).strip().splitlines()[-1]
         raise CampaignError(f"{missing} of the {design.n_models} models of {path.name} are missing: {why}")
     return store
 

@@ -1,5 +1,6 @@
 """Where work runs. Every executor runs blocks of rows and reports row by row."""
 
-from datamodels.executors.base import Executor, RowOutcome, Runner
+from datamodels.executors.base import Executor, MakeExecutor, RowOutcome, Runner
+from datamodels.executors.names import EXECUTORS, executor_named
 
-__all__ = ["Executor", "RowOutcome", "Runner"]
+__all__ = ["EXECUTORS", "Executor", "MakeExecutor", "RowOutcome", "Runner", "executor_named"]

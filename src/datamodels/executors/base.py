@@ -40,6 +40,9 @@ class Runner(Protocol):
     each row it yields ``started``, unless the block is one indivisible step.
     """
 
+    #: What the rows are written to: an address that all workers can reach.
+    place: str
+
     #: Whether a block is one indivisible step; its time limit then counts for the whole block.
     whole_blocks: bool
 
@@ -74,6 +77,12 @@ class Executor(ABC):
     def poll(self, seconds: float) -> list[RowOutcome]:
         """How rows ended since the last call, after at most `seconds` seconds. Every submitted row ends
         exactly once, also when its worker died or was stopped for taking too long."""
+
+
+class MakeExecutor(Protocol):
+    """An executor that is still to be given its work: a class of executors, or the settings of one."""
+
+    def __call__(self, runner: Runner, *, jobs: int | None, timeout: float | None, threads: int) -> Executor: ...
 
 
 class InlineExecutor(Executor):

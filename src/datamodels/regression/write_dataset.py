@@ -74,6 +74,10 @@ def write_dataset(config: Config) -> int:
 def _completed(store: Store, config: Config) -> NDArray[np.bool_]:
     if config.completed_name == "_completed":
         return store.completed()
+    if not isinstance(store.path, Path):
+        raise RequestError(
+            f"completed_name {config.completed_name!r} names a file of a local store; {store.path!r} has its own flags"
+        )
     flags = RowArray.read(store.path / f"{config.completed_name}.npy")
     flags.check_size(store.n_models)
     return np.asarray(flags.memmap(store.n_models)).astype(np.bool_).reshape(store.n_models)

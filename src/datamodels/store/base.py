@@ -39,12 +39,15 @@ class Store(ABC):
     sweep
         The training parameters of each row, or None.
     path
-        Where the store is.
+        Where the store is: a folder, or the address of a remote store.
     """
 
-    _backends: ClassVar[dict[str, str]] = {"": "datamodels.store.npy:NpyStore"}
+    _backends: ClassVar[dict[str, str]] = {
+        "": "datamodels.store.npy:NpyStore",
+        **dict.fromkeys(("s3", "gs", "az", "file", "memory"), "datamodels.store.remote:RemoteStore"),
+    }
 
-    path: Path
+    path: Path | str
     spec: Spec
     design: Design | None
     sweep: Sweep | None
@@ -54,7 +57,8 @@ class Store(ABC):
         scheme, separator, _ = str(path).partition("://")
         target = Store._backends.get(scheme if separator else "")
         if target is None:
-            raise RequestError(f"no store backend for {str(path)!r}; legal: a local folder")
+            schemes = ", ".join(f"{name}://" for name in Store._backends if name)
+            raise RequestError(f"no store backend for {str(path)!r}; legal: a local folder, or {schemes}")
         module, _, name = target.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -74,7 +78,7 @@ class Store(ABC):
         Parameters
         ----------
         path
-            A folder; made when absent.
+            A folder, made when absent; or an address like ``s3://bucket/run`` (extra ``cloud``).
         schema
             key -> ``{"shape": (...), "dtype": name}``, plus ``"of": "train"`` when column j belongs to
             train example j and ``"allow_nonfinite": True`` when NaN and inf are meant. Give it with a
@@ -100,7 +104,7 @@ class Store(ABC):
         """
         spec = _plan(schema, spec, design, sweep)
         codes = None if labels is None else _check_labels(labels, design)
-        return cls._backend(path)._create(Path(path), spec, design, sweep, codes)
+        return cls._backend(path)._create(path, spec, design, sweep, codes)
 
     @classmethod
     def open_or_create(
@@ -123,9 +127,9 @@ class Store(ABC):
             when there is a store with another sweep, schema, design or number of models.
         """
         backend = cls._backend(path)
-        if not backend._exists(Path(path)):
+        if not backend._exists(path):
             return cls.create(path, schema=schema, spec=spec, design=design, sweep=sweep, labels=labels)
-        store, wanted = backend._open(Path(path)), _plan(schema, spec, design, sweep)
+        store, wanted = backend._open(path), _plan(schema, spec, design, sweep)
         for what, mine, given in (
             ("sweep", store.sweep, sweep),
             ("schema", store.spec.fields, wanted.fields),
@@ -150,23 +154,28 @@ class Store(ABC):
         CorruptStoreError
             when its files do not go together (a truncated array, an edited spec).
         """
-        return cls._backend(path)._open(Path(path))
+        return cls._backend(path)._open(path)
 
     @classmethod
     @abstractmethod
     def _create(
-        cls, path: Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
+        cls, path: str | Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
     ) -> Store: ...
 
     @classmethod
     @abstractmethod
-    def _open(cls, path: Path) -> Store: ...
+    def _open(cls, path: str | Path) -> Store: ...
 
     @classmethod
     @abstractmethod
-    def _exists(cls, path: Path) -> bool: ...
+    def _exists(cls, path: str | Path) -> bool: ...
 
     # -- what is there ----------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """What `Store.open` takes in any process: an absolute path, or the address of a remote store."""
+        return str(self.path.resolve()) if isinstance(self.path, Path) else self.path
 
     @property
     def n_models(self) -> int:
@@ -304,12 +313,16 @@ class Store(ABC):
         """Add k models in place. Rows that exist keep their masks and their bytes."""
 
     @abstractmethod
-    def record_failure(self, row: int, text: str) -> Path:
+    def record_failure(self, row: int, text: str) -> str:
         """Keep the log of a row that failed; gone when the row completes. Returns where it is."""
 
     @abstractmethod
-    def failures(self) -> dict[int, Path]:
-        """Rows whose last attempt failed, with their logs."""
+    def failures(self) -> dict[int, str]:
+        """Rows whose last attempt failed, and where their logs are; see `failure_log`."""
+
+    @abstractmethod
+    def failure_log(self, row: int) -> str:
+        """The log of a row that failed; empty when there is none."""
 
     # -- looking after it ---------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ _EXTEND_LOCK = 1 << 60
 class NpyStore(Store):
     """A `Store` in a local folder. Make one with `Store.create`, open one with `Store.open`."""
 
+    path: Path
+
     def __init__(
         self,
         path: Path,
@@ -69,8 +71,9 @@ class NpyStore(Store):
 
     @classmethod
     def _create(
-        cls, path: Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
+        cls, path: str | Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
     ) -> Store:
+        path = Path(path)
         for name in (_META, f"{COMPLETED}.npy"):
             if (path / name).exists():
                 raise StoreError(
@@ -130,11 +133,12 @@ class NpyStore(Store):
         sync_folder(path)
 
     @classmethod
-    def _exists(cls, path: Path) -> bool:
-        return (path / f"{COMPLETED}.npy").is_file()
+    def _exists(cls, path: str | Path) -> bool:
+        return (Path(path) / f"{COMPLETED}.npy").is_file()
 
     @classmethod
-    def _open(cls, path: Path) -> Store:
+    def _open(cls, path: str | Path) -> Store:
+        path = Path(path)
         if not (path / f"{COMPLETED}.npy").is_file():
             part = (
                 " (its creation was interrupted: remove the folder and create it again)"
@@ -291,16 +295,20 @@ class NpyStore(Store):
 
     # -- failures and heartbeats ----------------------------------------------------------------------
 
-    def record_failure(self, row: int, text: str) -> Path:
+    def record_failure(self, row: int, text: str) -> str:
         file = self.path / "failures" / f"{row}.log"
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, text.encode())
-        return file
+        return str(file)
 
-    def failures(self) -> dict[int, Path]:
+    def failures(self) -> dict[int, str]:
         folder = self.path / "failures"
         files = folder.glob("*.log") if folder.is_dir() else ()
-        return {int(file.stem): file for file in files if file.stem.isdigit()}
+        return {int(file.stem): str(file) for file in files if file.stem.isdigit()}
+
+    def failure_log(self, row: int) -> str:
+        file = self.path / "failures" / f"{row}.log"
+        return file.read_text() if file.exists() else ""
 
     def _forget_failures(self, rows: NDArray[np.int64]) -> None:
         if (self.path / "failures").is_dir():

@@ -17,8 +17,7 @@ import numpy as np
 
 from datamodels.design import subsets_without_class
 from datamodels.errors import MissingClassWarning, RequestError, TaskChangedWarning
-from datamodels.executors.base import Executor, InlineExecutor, RowOutcome
-from datamodels.executors.local import LocalExecutor
+from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_named
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS
 from datamodels.store import Store
@@ -34,8 +33,6 @@ _HEARTBEAT = 1.0
 _BEAT_IS_OLD = 10.0
 _TICK = 0.25
 _HOPELESS = 20  # a campaign whose first rows all fail is stopped after so many
-
-EXECUTORS = ("local", "inline")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def train(
     store: Store | str | Path,
     task: str | Callable[..., dict[str, Any]],
     *,
-    executor: str = "local",
+    executor: str | MakeExecutor = "local",
     jobs: int | None = None,
     timeout: float | None = None,
     retries: int = 0,
@@ -82,15 +79,16 @@ def train(
     Parameters
     ----------
     store
-        A store or its folder.
+        A store, its folder or its address.
     task
         A function ``index -> {key: array}``, a `block_task`, a `TrainRecipe`, or ``"PKG.MODULE:FUNCTION"``. It may also
         name ``mask`` (the row's subset, bool (n_train,)), ``rng`` (a numpy Generator of that row),
         ``logdir`` (a folder of that row) and ``design``.
     executor
-        ``local``: worker processes on this machine. ``inline``: this process, for debugging.
+        ``local``: worker processes on this machine. ``inline``: this process, for debugging. ``ray``, ``slurm``: a
+        cluster, with its defaults; `datamodels.executors.Ray` and `datamodels.executors.Slurm` take its settings.
     jobs
-        Worker processes; by default one per CPU.
+        Worker processes; by default one per CPU (of a cluster: what the executor says).
     timeout
         Seconds per row; a block of a block task may take as many times that as it has rows. The worker is then
         replaced and the row (the block) fails.
@@ -118,19 +116,10 @@ def train(
     if retries < 0:
         raise RequestError(f"retries is {retries}; give 0 or more")
     function = load_task(task)
-    runner = TaskRunner(str(Path(store.path).resolve()), task, isinstance(function, BlockTask))
+    runner = TaskRunner(store.address, task, isinstance(function, BlockTask))
     runner.prepare()
-    if executor not in EXECUTORS:
-        raise RequestError(f"executor {executor!r} is unknown; legal: {', '.join(EXECUTORS)}")
-    where: Executor
-    if executor == "inline":
-        if jobs is not None or timeout is not None or threads != 1:
-            raise RequestError(
-                "executor 'inline' runs in this process: jobs, timeout and threads have no meaning for it"
-            )
-        where = InlineExecutor(runner)
-    else:
-        where = LocalExecutor(runner, jobs=jobs, timeout=timeout, threads=threads)
+    make = executor_named(executor) if isinstance(executor, str) else executor
+    where = make(runner, jobs=jobs, timeout=timeout, threads=threads)
     size = function.block_size if isinstance(function, BlockTask) else None
     return _Campaign(store, where, fingerprint(function), size, retries, progress).run()
 
@@ -340,7 +329,8 @@ class _Campaign:
             return
         text = f"trained {summary.done} rows in {duration(summary.seconds)}"
         if summary.failed:
-            text += f", {len(summary.failed)} failed (logs in {Path(self.store.path) / 'failures'})"
+            logs = self.store.failures().get(summary.failed[0], "nowhere: the store refuses")
+            text += f", {len(summary.failed)} failed (log of the first: {logs})"
         if self.hopeless:
             text += f"; stopped, since the first {len(summary.failed)} rows all failed"
         if summary.stopped:

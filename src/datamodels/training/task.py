@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,9 +141,13 @@ def arguments_of(function: Function) -> tuple[bool, tuple[str, ...]]:
 
 @dataclass
 class TaskRunner:
-    """Runs rows of a store with a task and writes them; what an executor carries to its workers."""
+    """Runs rows of a store with a task and writes them; what an executor carries to its workers.
 
-    store_path: str
+    ``place`` is the store's address. The ``logdir`` of tasks is in the store's folder; of a remote store, in a folder for
+    temporary files of the worker's machine.
+    """
+
+    place: str
     task: str | Function
     whole_blocks: bool = False
     _store: Store | None = field(default=None, repr=False)
@@ -151,7 +156,7 @@ class TaskRunner:
     _names: tuple[str, ...] = field(default=(), repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store_path": self.store_path, "task": self.task, "whole_blocks": self.whole_blocks}
+        return {"place": self.place, "task": self.task, "whole_blocks": self.whole_blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -166,7 +171,7 @@ class TaskRunner:
         """
         if self._store is None:
             self._function = load_task(self.task)
-            store = Store.open(self.store_path)
+            store = Store.open(self.place)
             self._first, self._names = arguments_of(self._function)
             wanted = [name for name in self._names if name in _NEED_DESIGN]
             if wanted and store.design is None:
@@ -245,7 +250,8 @@ class TaskRunner:
         if name == "indices":
             return np.asarray(rows)
         if name == "logdir":
-            folder = Path(self.store_path) / "workers" / str(rows if not self.whole_blocks else f"block-{rows[0]}")
+            local = store.path if isinstance(store.path, Path) else Path(tempfile.gettempdir()) / "datamodels"
+            folder = local / "workers" / str(rows if not self.whole_blocks else f"block-{rows[0]}")
             folder.mkdir(parents=True, exist_ok=True)
             return str(folder)
         if name == "rng":
