@@ -16,6 +16,7 @@ from datamodels.design import Design
 from datamodels.regression.problem import Problem
 from datamodels.regression.statistics import Statistics
 from datamodels.store import Store
+from tests.s3 import s3  # noqa: F401
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Quick sizes have so few models that some training examples are in none of their subsets.

@@ -103,6 +103,16 @@ class StoreContract:
         with pytest.raises(RequestError, match=r"outside|distinct"):
             store.write_rows(rows, {key: [values(0)[key]] * len(rows) for key in SCHEMA})
 
+    def test_rows_that_are_forgotten_are_written_again(self, store: Store, place: str | Path) -> None:
+        store.write_rows([1, 2, 3], {key: [values(row)[key] for row in (1, 2, 3)] for key in SCHEMA})
+        store.forget([2, 2, 5])
+        assert np.flatnonzero(Store.open(place).completed()).tolist() == [1, 3]
+        assert store.write_row(2, values(7))
+        np.testing.assert_array_equal(store.array("margins")[1:4], [row_values(row) for row in (1, 7, 3)])
+        assert store.verify().ok
+        with pytest.raises(RequestError, match="outside"):
+            store.forget([10])
+
     def test_extend_adds_rows_in_place(self, store: Store, place: str | Path) -> None:
         for row in range(10):
             store.write_row(row, values(row))

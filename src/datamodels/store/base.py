@@ -16,12 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
 from datamodels.design import Design, label_codes
-from datamodels.errors import RequestError, RowError, first_line
+from datamodels.errors import CorruptStoreError, RequestError, RowError, first_line
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
 from datamodels.store.records import Merged, Status, Verified
 from datamodels.sweep import Sweep
-
-FORMAT_VERSION = 1
 
 
 class Store(ABC):
@@ -285,7 +283,7 @@ class Store(ABC):
         """`values` with the design's masks, after a look at those that the task returned."""
         if self.design is None or MASKS not in self.spec.fields or not isinstance(values, Mapping):
             return values
-        masks = np.stack([self.design.mask(int(row)) for row in rows]) if len(rows) else np.empty((0, 0), bool)
+        masks = np.array([self.design.mask(int(row)) for row in rows], dtype=np.bool_).reshape(-1, self.design.n_train)
         if MASKS in values:
             given = np.asarray(values[MASKS])
             if given.shape != masks.shape or not np.array_equal(given, masks):
@@ -375,7 +373,11 @@ class Store(ABC):
         bad = []
         for start in range(0, len(done), 256):
             rows = done[start : start + 256]
-            values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
+            try:
+                values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
+            except CorruptStoreError:  # some of them cannot be read
+                bad += [row for row in rows.tolist() if not self._is_good_now(row)]
+                continue
             for position, row in enumerate(rows.tolist()):
                 one = {key: value[position] for key, value in values.items()}
                 if not self._is_good(row, one, sums) and not self._is_good_now(row):
@@ -398,9 +400,25 @@ class Store(ABC):
         for _ in range(3):
             if not self.completed()[row]:
                 return True
-            if self._is_good(row, {key: np.array(self.array(key)[row]) for key in self.keys}, self.checksums()):
+            try:
+                values = {key: np.array(self.array(key)[row]) for key in self.keys}
+            except CorruptStoreError:
+                continue
+            if self._is_good(row, values, self.checksums()):
                 return True
         return False
+
+    def forget(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Mark complete rows as not complete, so that the next campaign trains them again: those that `verify` found bad."""
+        index = np.unique(np.asarray(rows, dtype=np.int64))
+        outside = index[(index < 0) | (index >= self.n_models)]
+        if len(outside):
+            raise RequestError(f"row {outside[0]} is outside of the store's rows 0..{self.n_models - 1}")
+        if len(index):
+            self._forget(index)
+
+    @abstractmethod
+    def _forget(self, rows: NDArray[np.int64]) -> None: ...
 
     def merge(self, other: Store) -> Merged:
         """Copy the completed rows of another store of the same design and sweep that are missing here.

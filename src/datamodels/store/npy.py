@@ -8,11 +8,8 @@ neighbour's bytes are never touched.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.design import Design
-from datamodels.errors import CorruptStoreError, RequestError, StoreError, WriteError, first_line, newer_format
+from datamodels.errors import CorruptStoreError, RequestError, StoreError, WriteError, first_line
 from datamodels.spec import CHECKSUM, COMPLETED, DESIGN_MASKS, LABELS, Spec
 from datamodels.store.array import (
     NotRows,
@@ -36,9 +33,9 @@ from datamodels.store.array import (
     sync_folder,
     write_atomically,
 )
-from datamodels.store.base import FORMAT_VERSION, Store, row_checksum
+from datamodels.store.base import Store, row_checksum
+from datamodels.store.meta import Meta
 from datamodels.sweep import Sweep
-from datamodels.version import versions
 
 _META = "store.json"
 _DESIGN_MASKS = f"{DESIGN_MASKS}.npy"
@@ -58,7 +55,7 @@ class NpyStore(Store):
         design: Design | None,
         sweep: Sweep | None,
         arrays: dict[str, RowArray],
-        meta: dict[str, Any] | None,
+        meta: Meta | None,
     ) -> None:
         self.path = path
         self.spec = spec
@@ -117,17 +114,8 @@ class NpyStore(Store):
             if array is not None:
                 made.append(path / name)
                 write_atomically(path / name, npy_bytes(array))
-        meta = {
-            "format": "datamodels-store",
-            "format_version": FORMAT_VERSION,
-            "id": uuid.uuid4().hex,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-        }
-        if sweep is not None:
-            meta |= {"sweep": sweep.to_dict(), "sweep_identity": sweep.identity}
         made.append(path / _META)
-        _write_meta(path, meta, spec, design)
+        _write_meta(path, Meta.new(spec, design, sweep))
         # Last, since a folder without it is no store.
         allocate(path / f"{COMPLETED}.npy", (rows,), np.dtype(np.bool_), made)
         sync_folder(path)
@@ -151,16 +139,7 @@ class NpyStore(Store):
         if not (path / _META).exists():
             return cls._open_classic(path)
         meta = _read_meta(path)
-        try:
-            spec = Spec.model_validate(meta["spec"])
-            design = _read_design(path, meta.get("design"))
-            sweep = Sweep.from_dict(meta["sweep"]) if "sweep" in meta else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptStoreError(f"{path / _META} is damaged: {first_line(error)}") from None
-        if sweep is not None and sweep.identity != meta.get("sweep_identity"):
-            raise CorruptStoreError(
-                f"{path / _META} was edited: its sweep is not the one that the store was made with; put the original back"
-            )
+        spec = meta.spec
         arrays = {name: RowArray.read(path / f"{name}.npy") for name in [*spec.fields, CHECKSUM, COMPLETED]}
         for key, field in spec.fields.items():
             found = arrays[key]
@@ -171,7 +150,7 @@ class NpyStore(Store):
                 )
         for array in arrays.values():
             array.check_size(spec.num_models)
-        return cls(path, spec, design, sweep, arrays, meta)
+        return cls(path, spec, meta.design, meta.sweep, arrays, meta)
 
     @classmethod
     def _open_classic(cls, path: Path) -> Store:
@@ -216,7 +195,7 @@ class NpyStore(Store):
         return np.load(file, allow_pickle=False) if file.exists() else None
 
     def _origin(self) -> str:
-        return f"store:{self._meta['id']}" if self._meta else f"folder:{self.path.resolve()}"
+        return f"store:{self._meta.record['id']}" if self._meta else f"folder:{self.path.resolve()}"
 
     # -- writing --------------------------------------------------------------------------------------
 
@@ -245,6 +224,14 @@ class NpyStore(Store):
         self._forget_failures(rows)
         return rows.tolist()
 
+    def _forget(self, rows: NDArray[np.int64]) -> None:
+        flags = self._arrays[COMPLETED]
+        try:
+            with opened(flags.path) as fd, locked(fd, [(flags.offset + int(rows[a]), b - a) for a, b in runs(rows)]):
+                self._mark(fd, rows, False)
+        except OSError as error:
+            raise WriteError(f"cannot write to the store {str(self.path)!r}: {first_line(error)}") from None
+
     def _write_data(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]]) -> None:
         """Data, flush, checksum, flush."""
         stored = {key: np.ascontiguousarray(value, dtype=self._arrays[key].dtype) for key, value in values.items()}
@@ -270,9 +257,7 @@ class NpyStore(Store):
             with opened(flags.path) as fd, locked(fd, [(_EXTEND_LOCK, 1)]):
                 self._reload()  # another process may have extended in the meantime
                 rows = self.n_models + k
-                spec = self.spec.model_copy(update={"num_models": rows})
-                design = self.design.with_models(rows) if self.design else None
-                names = [*spec.fields, *([CHECKSUM] if CHECKSUM in self._arrays else []), COMPLETED]
+                names = [*self.spec.fields, *([CHECKSUM] if CHECKSUM in self._arrays else []), COMPLETED]
                 headers = {name: self._arrays[name].grown_header(rows) for name in names}
                 for name in names:
                     self._arrays[name].grow(rows)
@@ -281,7 +266,7 @@ class NpyStore(Store):
                         pwrite(file, headers[name], 0)
                         flush(file)
                 if self._meta is not None:
-                    _write_meta(self.path, self._meta, spec, design)
+                    _write_meta(self.path, self._meta.with_models(rows))
         except OSError as error:
             raise WriteError(
                 f"cannot extend the store {str(self.path)!r}: {first_line(error)}; it still has {self.n_models} models"
@@ -340,35 +325,15 @@ class NpyStore(Store):
             return None
 
 
-def _digest(spec: dict[str, Any], design: dict[str, Any] | None) -> str:
-    return hashlib.sha256(json.dumps([spec, design], sort_keys=True).encode()).hexdigest()
-
-
-def _write_meta(path: Path, meta: dict[str, Any], spec: Spec, design: Design | None) -> None:
-    parts = (spec.to_dict(), design.to_dict() if design else None)
-    full = {**meta, "spec": parts[0], "design": parts[1], "digest": _digest(*parts)}
-    write_atomically(path / _META, json.dumps(full, indent=1).encode())
+def _write_meta(path: Path, meta: Meta) -> None:
+    write_atomically(path / _META, json.dumps(meta.to_dict(), indent=1).encode())
     sync_folder(path)
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def _read_meta(path: Path) -> Meta:
+    file = path / _META
     try:
-        meta = json.loads((path / _META).read_text())
-        version = meta["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptStoreError(f"{path / _META} is damaged: {first_line(error)}") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise newer_format(f"the store {str(path)!r}", version, FORMAT_VERSION)
-    if meta.get("digest") != _digest(meta.get("spec"), meta.get("design")):
-        raise CorruptStoreError(
-            f"{path / _META} was edited: its spec and design are not those that the store was made with; "
-            "put the original back (to add models, use `datamodels extend`)"
-        )
-    return meta
-
-
-def _read_design(path: Path, data: dict[str, Any] | None) -> Design | None:
-    if data is None:
-        return None
-    packed = np.load(path / _DESIGN_MASKS, mmap_mode="r") if data.get("kind") == "explicit" else None
-    return Design.from_dict(data, packed)
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CorruptStoreError(f"{file} is damaged: {first_line(error)}") from None
+    return Meta.of(record, str(file), f"the store {str(path)!r}", lambda: np.load(path / _DESIGN_MASKS, mmap_mode="r"))
