@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 from PIL import Image
 
 from datamodels import Attribution, Store, datasets, fit, lds
@@ -202,6 +203,27 @@ def test_self_influence_and_mislabel_scores_of_train_targets(tmp_path: Path) -> 
     assert content.meta()["targets"]["train_columns"] is True
 
 
+def test_scores_of_a_recipe_show_its_dataset_and_say_what_they_are_from(tmp_path: Path) -> None:
+    from datamodels.trak.of_recipe import trak_of_recipe
+
+    task = TrainRecipe(Recipe(architecture="linear", epochs=2, lr=0.02), DATA)
+    found = trak_of_recipe(task, tmp_path / "trak", checkpoints=2, dim=64, progress=False).attribution
+    content = gather(found.save(tmp_path / "scores.h5ad"), progress=False)
+    assert dict(content.facts)["dataset"] == DATA
+    assert any(text.endswith(" from 2 networks") for name, text in content.facts if name.startswith("attribution"))
+    assert not any("0 models" in text for _, text in content.facts)
+    meta = content.meta()
+    assert meta["targets"]["kind"] == meta["train"]["kind"] == "images"
+    assert content.labels["targets"] == "digit"
+    assert content.examples["targets"].picture(3)
+    suspicious = next(c.values for c in content.columns["train"] if c.name.startswith("mislabel"))
+    np.testing.assert_allclose(suspicious, mislabel_scores(found), rtol=1e-5)
+    coded = replace(found, provenance={"networks": {"task": {"dataset": "some.module:data"}}})
+    facts = dict(gather(coded.save(tmp_path / "coded.h5ad"), progress=False).facts)
+    assert "unless you say --trust" in facts["dataset"]
+    assert "models" not in facts["attribution coded"]
+
+
 def test_maps_are_the_embedding(client: TestClient, folder: Path) -> None:
     maps = client.get("/api/meta").json()["maps"]
     for number, about in enumerate(maps):
@@ -220,6 +242,29 @@ def test_umap_is_offered_and_kept(content: Content, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(measured, "umap", lambda rows: pytest.fail("computed twice"))
     assert content.is_ready(number)
     assert content.map(number).shape == (40, 2)
+
+
+def test_a_file_has_the_umap_of_the_subgroups_where_it_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.random.default_rng(0).normal(size=(20, 120)).astype(np.float32)
+    Attribution(weights, np.zeros(120)).save(tmp_path / "a.h5ad")
+    calls: list[int] = []
+
+    def drawn(rows: NDArray[Any]) -> NDArray[np.float32]:
+        calls.append(len(rows))
+        return np.ones((len(rows), 2), np.float32)
+
+    def maps() -> list[str]:
+        page = export(gather(tmp_path / "a.h5ad", progress=False), tmp_path / "a.html").read_text()
+        return list(data_in(page)["maps"])
+
+    monkeypatch.setattr(measured, "umap", drawn)
+    monkeypatch.setattr(measured, "has_umap", lambda: False)
+    assert maps() == ["PCA, a"]
+    monkeypatch.setattr(measured, "has_umap", lambda: True)
+    assert maps() == maps() == ["PCA, a", "UMAP, a"]
+    assert calls == [120]
 
 
 @pytest.mark.parametrize("sparse", [True, False])

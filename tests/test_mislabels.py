@@ -174,3 +174,17 @@ def test_planted_noise_is_exact_and_uniform_over_other_classes() -> None:
         plant_label_noise([0, 0], 0.5)
     with pytest.raises(RequestError, match="give integers from 0"):
         plant_label_noise([0.5], 0.5)
+
+
+def test_self_influence_beside_the_weights_is_preferred_where_targets_are_others() -> None:
+    rng = np.random.default_rng(0)
+    told, weights = rng.random(5), rng.normal(size=(5, 3)).astype(np.float32)
+    scores = Attribution(weights, np.zeros(3), train_facts={"self_influence": told})
+    np.testing.assert_array_equal(mislabel_scores(scores), told)
+    np.testing.assert_allclose(mislabel_scores(scores, "influence"), -weights.mean(axis=1), atol=1e-6)
+    square = rng.normal(size=(5, 5)).astype(np.float32)
+    own = Attribution(square, np.zeros(5), train_facts={"self_influence": told}, train_columns=np.arange(5))
+    np.testing.assert_allclose(mislabel_scores(own), np.diag(square), atol=1e-6)
+    broken = Attribution(weights, np.zeros(3), train_facts={"self_influence": np.where(told > 0.5, np.nan, told)})
+    with pytest.raises(RequestError, match=r"'self_influence'.* holds NaN"):
+        mislabel_scores(broken)

@@ -264,3 +264,16 @@ def test_embedding_is_still_where_it_was() -> None:
     from datamodels.applications.subgroups import embed as same
 
     assert same is embed
+
+
+def test_missing_features_are_an_error_that_says_where() -> None:
+    data, labels = grouped()
+    features = np.random.default_rng(0).normal(size=(data.n_targets, 3, 2))
+    features[[5, 7, 7], [1, 0, 2], [1, 0, 0]] = np.nan, np.inf, np.nan
+    with pytest.raises(
+        RequestError,
+        match=r"3 values that are NaN or infinite, in 2 of 90 targets \(the first is target 5, feature 1, 1\).* fill them",
+    ):
+        subgroups(data, labels=labels, features=features)
+    with pytest.raises(RequestError, match="features are <U1; give numbers"):
+        subgroups(data, labels=labels, features=np.full((data.n_targets, 2), "a"))

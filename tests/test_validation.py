@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,23 @@ from datamodels.applications.validation import (
     validate,
 )
 from datamodels.applications.validation.confounding import cramers_v
-from datamodels.applications.validation.permutation import ShuffledLabels, shared_support, shuffled
-from datamodels.applications.validation.stability import best_jaccard, separation
+from datamodels.applications.validation.permutation import ShuffledLabels, shared_support
+from datamodels.applications.validation.shuffling import exchange
+from datamodels.applications.validation.stability import (
+    ClusterStability,
+    OneCluster,
+    Separation,
+    Spread,
+    best_jaccard,
+    separation,
+)
+from datamodels.applications.validation.transfer import OnePair, Transfer, drop_of
 from datamodels.cli import main as cli_main
 from datamodels.datasets import Dataset, from_arrays
 from datamodels.errors import RequestError
+from datamodels.evaluation.retraining import Estimate
 from datamodels.regression.problem import Problem
-from datamodels.report.validation_page import render, save_report
+from datamodels.report.validation_page import figure_of, looks, render, save_report
 from tests.test_subgroups import one_thread, planted, problem  # noqa: F401
 
 QUICK: dict[str, Any] = {"executor": "inline", "progress": False}
@@ -109,23 +121,22 @@ def test_shared_support_is_the_mean_cosine_of_pairs_weighted_by_class() -> None:
 
 def test_shuffles_keep_strata_and_change_labels_alone() -> None:
     data, _ = modes()
-    strata = tuple((np.arange(80) % 4).tolist())
+    strata = np.arange(80) % 4
     task = TrainRecipe(RECIPE, data, splits=("train",))
     design = Design(n_train=80, alpha=0.5, n_models=20)
-    job = ShuffledLabels(task, design, 0, strata)
+    job = ShuffledLabels(task, design, 0, exchange(data, "train", within=strata))
     assert job.dataset(0) is data
     one, other = job.dataset(1), job.dataset(2)
     assert (one.train.y != other.train.y).any()
     assert one.train.x is data.train.x
     for stratum in range(4):
-        members = np.array(strata) == stratum
+        members = strata == stratum
         assert one.train.y[members].sum() == data.train.y[members].sum()
     plain = TrainRecipe(RECIPE, one, splits=("train",))
     rows = np.array([3, 4])
     masks = np.stack([design.mask(3), design.mask(4)])
     mixed = job(np.array([19, 20 + 3, 20 + 4]))["train_margins"]
     np.testing.assert_array_equal(mixed[1:], plain(rows, masks, design)["train_margins"])
-    assert (shuffled(data.train.y, None, np.random.default_rng(0)) != data.train.y).any()
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
@@ -170,8 +181,9 @@ def test_a_shared_null_of_other_data_is_refused(tmp_path: Path) -> None:
     [
         ({"shuffles": 9}, "19 shuffles or more"),
         ({"models": 5}, "20 models or more"),
-        ({"within": [1, 2]}, "one stratum per example"),
+        ({"within": [1, 2]}, "one value per example"),
         ({"within": "labels"}, "no label can be shuffled"),
+        ({"groups": "labels"}, "give groups_test, .* or groups=False where examples"),
         ({"design": Design(n_train=3, alpha=0.5)}, "3 training examples"),
     ],
 )
@@ -180,6 +192,84 @@ def test_bad_requests_of_the_null_say_what_is_legal(options: dict[str, Any], mes
     given = {name: data.train.y if value == "labels" else value for name, value in options.items()}
     with pytest.raises(RequestError, match=message):
         permutation_null(TrainRecipe(RECIPE, data), folder=tmp_path / "s", **given, **QUICK)
+
+
+def cells(*, groups: int = 12, each: int = 8, spread: float = 3.0, effect: float = 0.0, seed: int = 0) -> Dataset:
+    """Cells of donors who differ from each other; a donor's label moves its cells by `effect` and is drawn by lot."""
+    rng = np.random.default_rng(seed)
+    donor = np.repeat(np.arange(groups), each)
+    y = rng.permutation(np.arange(groups) % 2)[donor]
+    x = spread * rng.normal(size=(groups, 6))[donor] + rng.normal(size=(len(donor), 6))
+    x[:, 0] += effect * (y - 0.5)
+    data = from_arrays("cells", x, y)
+    return replace(data, train=replace(data.train, groups=donor))
+
+
+def test_labels_of_donors_are_shuffled_over_donors_and_labels_within_donors_within_them() -> None:
+    data, rng = cells(), np.random.default_rng(0)
+    donor, y = data.train.groups, data.train.y
+    assert donor is not None
+    whole = exchange(data, "train")
+    assert whole.words == "whole groups (12)"
+    found = whole.shuffled(y, rng)
+    assert (found != y).any()
+    assert all(len(np.unique(found[donor == one])) == 1 for one in range(12))
+    assert found.sum() == y.sum()
+    site = (donor % 2).astype(str)
+    found = exchange(data, "train", within=site).shuffled(y, rng)
+    assert all(found[site == one].sum() == y[site == one].sum() for one in "01")
+    mixed = replace(data, train=replace(data.train, y=rng.permutation(y)))
+    inside = exchange(mixed, "train")
+    assert inside.words.startswith("examples within their groups (12 of 12")
+    found = inside.shuffled(mixed.train.y, rng)
+    assert (found != mixed.train.y).any()
+    assert all(found[donor == one].sum() == mixed.train.y[donor == one].sum() for one in range(12))
+    assert exchange(data, "train", groups=False).words == "examples"
+    with pytest.raises(RequestError, match="lies in several strata"):
+        exchange(data, "train", within=np.arange(len(y)) % 2)
+    with pytest.raises(RequestError, match=r"whole groups, and there are 6 ways to, so that p cannot reach .05"):
+        exchange(cells(groups=4), "train")
+    with pytest.raises(RequestError, match="no label can be shuffled"):
+        exchange(data, "train", within=donor)
+
+
+def test_a_donor_of_both_splits_keeps_one_label() -> None:
+    data = cells(groups=20)
+    donor = data.train.groups
+    assert donor is not None
+    parts = np.flatnonzero((donor < 12) & (np.arange(len(donor)) % 2 == 0)), np.flatnonzero(donor >= 8)
+    data = replace(data, train=data.train.take(parts[0]), test=data.train.take(parts[1]))
+    how, rng = exchange(data, "test"), np.random.default_rng(1)
+    y, side = np.concatenate([data.train.y, data.test.y]), np.repeat([0, 1], [len(part) for part in parts])
+    names = donor[np.concatenate(parts)]
+    for _ in range(5):
+        found = how.shuffled(y, rng)
+        assert all(len(np.unique(found[names == one])) == 1 for one in range(20))
+        assert all(found[side == one].sum() == y[side == one].sum() for one in (0, 1))
+
+
+def test_cells_of_donors_reject_falsely_and_donors_do_not(tmp_path: Path) -> None:
+    """Labels are drawn by lot for each donor: a valid test rejects in one case of twenty."""
+    recipe = Recipe(architecture="linear", epochs=4, lr=0.05)
+    p: dict[str, list[float]] = {"cells": [], "donors": []}
+    pools: dict[str, Any] = {}
+    base = cells()
+    for seed in range(8):
+        y = np.random.default_rng([seed, 5]).permutation(12) % 2
+        data = replace(base, train=replace(base.train, y=y[base.train.groups]))
+        task = TrainRecipe(recipe, data, splits=("train",))
+        for name, groups in (("cells", False), ("donors", None)):
+            how: dict[str, Any] = {"groups": groups, "models": 24, "shuffles": 29, **QUICK}
+            if name not in pools:
+                pools[name] = permutation_null(task, folder=tmp_path / name, **how)
+            where = tmp_path / f"{name}_{seed}"
+            p[name].append(permutation_null(task, folder=where, shared=pools[name], **how).p)
+    assert np.mean(np.array(p["cells"]) <= 0.05) > 0.8
+    assert np.mean(np.array(p["donors"]) <= 0.05) < 0.3
+    assert "shuffles over whole groups (12)" in pools["donors"].words()
+    task = TrainRecipe(recipe, cells(spread=0.5, effect=6), splits=("train",))
+    strong = permutation_null(task, folder=tmp_path / "strong", shuffles=19, models=24, **QUICK)
+    assert strong.p <= 0.05
 
 
 # -- confounders ---------------------------------------------------------------------------------------------------------
@@ -329,6 +419,56 @@ def test_clusters_that_cannot_be_transferred_are_refused(clusters: Any, message:
         transfer(TrainRecipe(RECIPE, data), given, folder=tmp_path, **QUICK)
 
 
+def test_replicates_that_agree_are_sure_only_where_enough_examples_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All replicates give the same drop: Student's interval over them has no width."""
+    data, mode = modes(240)
+    clusters = np.where(mode >= 2, 2, mode)
+    clusters[np.flatnonzero(clusters == 1)[8:]] = -1
+    shares = iter([0.75, 0.0])
+
+    def runs(task: TrainRecipe, masks: NDArray[np.bool_], **options: Any) -> dict[str, NDArray[Any]]:
+        correct = np.ones(masks.shape)
+        correct[::2] = next(shares)  # models that saw the one subgroup
+        return {"correct": correct, "margins": correct}
+
+    monkeypatch.setattr(sys.modules[transfer.__module__], "retrain", runs)
+    how: dict[str, Any] = {"folder": tmp_path, "pairs": [(0, 1)], "replicates": 5, **QUICK}
+    found = transfer(TrainRecipe(RECIPE, data), clusters, **how)
+    assert found.pairs[0].drop.value == 0.25
+    assert found.pairs[0].drop.low < 0
+    assert not found.dropping
+    (pair,) = transfer(TrainRecipe(RECIPE, data), clusters, **how).dropping
+    assert pair.drop.value == pair.drop.high == 1
+    assert 0.4 < pair.drop.low < 0.7
+
+
+def test_the_interval_of_a_drop_is_the_score_interval_or_that_of_runs() -> None:
+    accuracies = np.repeat([[0.5, 0.9]], 4, axis=0)
+    wilson = [stats.binomtest(k, 20).proportion_ci(method="wilson") for k in (10, 18)]
+    drop = drop_of(accuracies, 20, 0.95)
+    assert drop.low == pytest.approx(0.4 - np.hypot(0.9 - wilson[1].low, wilson[0].high - 0.5))
+    assert drop.high == pytest.approx(0.4 + np.hypot(wilson[1].high - 0.9, 0.5 - wilson[0].low))
+    accuracies[:, 0] += [-0.3, 0.3, -0.3, 0.3]
+    assert drop_of(accuracies, 20_000, 0.95) == pytest.approx(Estimate.mean(accuracies[:, 1] - accuracies[:, 0], 0.95))
+
+
+def test_intervals_of_drops_hold_for_other_members_of_the_subgroup() -> None:
+    """Members are a sample of their subgroup; runs of one kind answer alike."""
+    rng, truth = np.random.default_rng(0), np.array([0.5, 0.9])
+    covered, by_runs = [], []
+    for _ in range(300):
+        right = rng.random((2, 20)) < truth[:, None]  # answers of the models that see one subgroup, and random members
+        halves = np.array([rng.permutation(20)[:10] for _ in range(10)])
+        runs = right[:, halves].mean(axis=2).T
+        drop, student = drop_of(runs, 20, 0.95), Estimate.mean(runs[:, 1] - runs[:, 0], 0.95)
+        covered.append(drop.low <= 0.4 <= drop.high)
+        by_runs.append(student.low <= 0.4 <= student.high)
+    assert np.mean(covered) > 0.93
+    assert np.mean(by_runs) < 0.8
+
+
 # -- all of it -----------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +535,22 @@ def test_without_the_recipe_the_report_says_what_was_not_tested() -> None:
         validate(data, of(data, 3), labels=[1])
 
 
+def test_too_few_donors_are_said_and_the_rest_is_tested(tmp_path: Path) -> None:
+    data = cells(groups=4, each=15)
+    rows, _ = problem(n_groups=3, per_group=20)  # other models of as many targets: what they are does not matter here
+    task = TrainRecipe(RECIPE, data, splits=("train",))
+    rows = replace(rows, train_columns=np.arange(60))
+    groups = Subgroups(np.repeat([0, 1, 2], 20), np.random.default_rng(0).normal(size=(60, 4)), "kmeans")
+    how: dict[str, Any] = {"task": task, "folder": tmp_path, "n_refits": 3, "replicates": 2, **QUICK}
+    found = validate(rows, groups, **how)
+    assert found.null is None
+    assert not found.holds
+    assert "NOT TESTED. The dataset's donors leave too little to shuffle" in found.report()
+    assert "and there are 6 ways to" in found.report()
+    with pytest.raises(RequestError, match="there are 6 ways to"):
+        validate(rows, groups, donors=data.train.groups, **how)
+
+
 def test_the_command_reports_and_writes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,3 +589,45 @@ def test_the_command_reports_and_writes_a_page(
             cli_main([*arguments, *extra])
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def many(n_clusters: int, n_classes: int) -> Validation:
+    """A validation of many clusters, made up."""
+    clusters = np.r_[np.repeat(np.arange(n_clusters), 10), -1, -1]
+    groups = Subgroups(clusters, np.random.default_rng(0).normal(size=(len(clusters), 2)), "hdbscan")
+    spread = Spread(0.8, 0.7, 0.9)
+    stable = ClusterStability(
+        spread,
+        tuple(OneCluster(k, 10, spread) for k in range(n_clusters)),
+        Separation(0.9, 0.5, 0.01),
+        20,
+        0.95,
+        np.zeros(20),
+    )
+    pairs = [(a % n_classes, a, b) for a, b in permutations(range(n_clusters), 2) if a % n_classes == b % n_classes]
+    drops = tuple(OnePair(*pair, 5, Estimate(0.3, 0.1, 0.4), Estimate(1, 0, 2)) for pair in pairs)
+    return Validation(groups, stable, transfer=Transfer(drops, 10, 0.95, ("T cell", "monocyte")[:n_classes]))
+
+
+@pytest.mark.parametrize(("n_clusters", "n_classes"), [(4, 2), (30, 1), (30, 2), (60, 2)])
+def test_figures_of_many_clusters_can_be_read(n_clusters: int, n_classes: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    validation = many(n_clusters, n_classes)
+    found = looks(validation.groups.clusters)
+    assert len(set(found.values())) == min(n_clusters, 30) + 1
+    figure = figure_of(validation)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:3] == ["embedding", "clusters in refits (ARI 0.80)", "transfer between subgroups"]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            boxes = [tick.get_window_extent(canvas.get_renderer()) for tick in axis.get_ticklabels() if tick.get_text()]
+            assert not any(one.overlaps(other) for one, other in pairwise(boxes)), (axes.get_title(), axis)
+    assert bool(figure.axes[2].images) == (n_clusters > 4)
+    assert (figure.axes[0].get_legend() is None) == (n_clusters > 30)
+    if n_clusters == 30:
+        box, inside = figure.axes[0].get_legend().get_window_extent(), figure.bbox
+        assert inside.x0 <= box.x0 <= box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 <= box.y1 <= inside.y1

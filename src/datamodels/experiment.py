@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodels.applications.subgroups import IDS, with_ids
 from datamodels.attribution import Attribution
-from datamodels.design import Design
+from datamodels.datasets import Dataset
+from datamodels.design import Design, Kind
 from datamodels.errors import CampaignError, RequestError
 from datamodels.progress import note
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
-from datamodels.regression.problem import OUTPUTS
+from datamodels.regression.problem import OUTPUTS, Problem
 from datamodels.run import Run, RunAttribution, View
 from datamodels.spec import MASKS
 from datamodels.store import Store
@@ -25,7 +30,11 @@ from datamodels.training.task import fingerprint
 
 @dataclass(frozen=True)
 class Part:
-    """One store: `n_models` models of a task on subsets of `alpha`, `replicates` per subset."""
+    """One store: `n_models` models of a task on subsets of `alpha`, `replicates` per subset.
+
+    `kind` is that of `Design`: ``grouped`` keeps together the groups of the dataset, ``stratified`` draws the same share of each of
+    `strata`, (n_train,) labels of any kind, by default the classes.
+    """
 
     name: str
     task: TrainRecipe
@@ -33,26 +42,48 @@ class Part:
     n_models: int
     seed: int = 0
     replicates: int = 1
+    kind: Kind = "fixed_size"
+    strata: Sequence[Any] | NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def design(self) -> Design:
+        train = self.task.data.train
+        if self.kind == "grouped" and train.groups is None:
+            raise RequestError(
+                f"part {self.name!r} is grouped and the dataset {self.task.data.name} has no groups: load it with groups, or "
+                "leave kind out"
+            )
+        strata = train.y if self.kind == "stratified" and self.strata is None else self.strata
         return Design(
             n_train=self.task.n_train,
             alpha=self.alpha,
             n_models=self.n_models,
             seed=self.seed,
+            kind=self.kind,
             replicates=self.replicates,
+            groups=train.groups if self.kind == "grouped" else None,  # type: ignore[arg-type]
+            strata=strata,  # type: ignore[arg-type]
         )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One attribution: an estimator on all rows of a store, judged on another store."""
+    """One attribution: an estimator on all rows of a store, judged on another store.
+
+    Attributes
+    ----------
+    outputs_key
+        Of the store; by default margins of test examples where it has them, else its first outputs.
+    targets
+        Which outputs, as in `datamodels.fit`; by default all.
+    """
 
     name: str
     estimator: Estimator
     store: str
     test: str | None = None
+    outputs_key: str | None = None
+    targets: Any = field(default=None, compare=False)
 
 
 def run_experiment(
@@ -94,15 +125,18 @@ def run_experiment(
 
     folder = Path(folder)
     stores: dict[str, Store] = {}
+    tasks = {part.name: part.task for part in parts}
     trained = 0
     for part in parts:
         stores[part.name], now = fill(folder / part.name, part, jobs=jobs, progress=progress)
         trained += now
     for item in fits:
         path = folder / f"{item.name}.h5ad"
-        if not _is_current(path, item, stores[item.store]):
-            key = _outputs_key(stores[item.store])
-            fit(stores[item.store], item.estimator, outputs_key=key, progress=progress).save(path)
+        store, data = stores[item.store], tasks[item.store].data
+        if not _is_current(path, item, store, data):
+            key = _outputs_key(item, store)
+            found = fit(store, item.estimator, outputs_key=key, targets=item.targets, progress=progress)
+            with_ids(found, data, key).save(path)
     Run(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,18 +176,28 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
     return store, summary.done
 
 
-def _outputs_key(store: Store) -> str:
-    """The margins of test examples, where the store has them; else its first outputs, such as those of training examples."""
-    return OUTPUTS if OUTPUTS in store.keys else next(key for key in store.keys if key != MASKS)
+def _outputs_key(item: Fit, store: Store) -> str:
+    """The outputs that are asked for; else margins of test examples where the store has them, or its first outputs."""
+    keys = [key for key in store.keys if key != MASKS]
+    wanted = item.outputs_key or (OUTPUTS if OUTPUTS in keys else keys[0])
+    if wanted not in keys:
+        raise RequestError(f"fit {item.name!r} asks for {wanted!r}; the store {item.store!r} has {', '.join(keys)}")
+    return wanted
 
 
-def _is_current(path: Path, item: Fit, store: Store) -> bool:
-    """Whether a file holds the fit of this estimator to all rows that the store has."""
+def _is_current(path: Path, item: Fit, store: Store, data: Dataset) -> bool:
+    """Whether a file holds the fit of this estimator to these outputs of all rows that the store has, with the names of samples."""
     if not path.exists():
         return False
     try:
-        known = Attribution.load(path).provenance
+        known = Attribution.load(path)
     except RequestError:
         return False
-    rows = next((len(source["rows"]) for source in known["sources"] if source["identity"] == store.identity), 0)
-    return bool(known["estimator"] == item.estimator.describe() and rows == store.n_models)
+    key = _outputs_key(item, store)
+    for source in known.provenance["sources"]:
+        if source["identity"] == store.identity and source["outputs_key"] == key:
+            targets = Problem.build(store, outputs_key=key, targets=item.targets).targets
+            same = np.array_equal(known.target_facts["target"], targets) and len(source["rows"]) == store.n_models
+            named = (IDS in known.train_facts) == (data.train.ids is not None)
+            return bool(same and named and known.provenance["estimator"] == item.estimator.describe())
+    return False

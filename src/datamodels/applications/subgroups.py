@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.applications.clustering import Method, check_method, cluster, embed
 from datamodels.applications.refits import Source, StabilityCurve, choose_clusters
 from datamodels.attribution import Attribution
+from datamodels.datasets import Dataset
 from datamodels.errors import RequestError
 from datamodels.regression.estimators import Estimator
 from datamodels.version import versions
@@ -20,8 +21,8 @@ from datamodels.version import versions
 if TYPE_CHECKING:
     import anndata
 
-__all__ = ["Method", "Subgroups", "embed", "subgroups", "write_to"]
-IDS = "ids"  # of target_facts: names of the targets
+__all__ = ["Method", "Subgroups", "embed", "subgroups", "with_ids", "write_to"]
+IDS = "ids"  # of target_facts and train_facts: names of the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,7 @@ def subgroups(
             raw = np.asarray(features)
             if len(raw) != attribution.n_targets:
                 raise RequestError(f"features have {len(raw)} rows; there are {attribution.n_targets} targets")
+            _check_known(raw)
             baseline = cluster(embed(raw.reshape(len(raw), -1), n_components), method, setting, seed)
             scores.update(_agreement(truth, baseline, "_baseline"))
     given = {"method": method, "setting": setting, "n_components": n_components, "seed": seed}
@@ -172,6 +174,46 @@ def subgroups(
         curve=curve,
         names=attribution.target_facts.get(IDS),
         provenance={**given, **_origin(attribution)},
+    )
+
+
+def with_ids(attribution: Attribution, data: Dataset, outputs_key: str | None = None) -> Attribution:
+    """The attribution with the names of its samples, ``target_facts["ids"]`` and ``train_facts["ids"]``, as far as the dataset has them.
+
+    Then `write_to` finds targets by name, and the explorer shows the names.
+
+    Parameters
+    ----------
+    data
+        What the models were trained on.
+    outputs_key
+        Of the store; targets get names where there is one output per example: not those of ``logits``.
+
+    Raises
+    ------
+    RequestError
+        when the attribution is of another number of training or test examples.
+    """
+    if len(data.train) != attribution.n_train:
+        raise RequestError(
+            f"{data.name} has {len(data.train)} training examples, the attribution {attribution.n_train}: give the data that the "
+            "models were trained on"
+        )
+    train, columns = data.train.ids, attribution.train_columns
+    ids, positions = (data.test.ids, attribution.target_facts.get("target")) if columns is None else (train, columns)
+    targets = None
+    if ids is not None and not (outputs_key or "").endswith("logits"):
+        at = np.arange(attribution.n_targets) if positions is None else positions
+        if at.max(initial=-1) >= len(ids):
+            raise RequestError(
+                f"the attribution has targets up to {at.max()}, {data.name} {len(ids)} test examples: give the data that the models "
+                "were trained on"
+            )
+        targets = ids[at]
+    return replace(
+        attribution,
+        target_facts={**attribution.target_facts, **({} if targets is None else {IDS: targets})},
+        train_facts={**attribution.train_facts, **({} if train is None else {IDS: train})},
     )
 
 
@@ -188,8 +230,9 @@ def write_to(
     adata
         Changed in place, and returned.
     names
-        (n_targets,) names of observations that the targets are; by default those the attribution knows. Observations that are
-        no target get no cluster and NaN as embedding. Without names, targets are the observations in their order.
+        (n_targets,) names of observations that the targets are; by default those the attribution knows, see `with_ids`.
+        Observations that are no target get no cluster and NaN as embedding. Without names, targets are the observations in their
+        order, which nothing checks.
 
     Raises
     ------
@@ -242,6 +285,21 @@ def _rows_of(adata: anndata.AnnData, names: list[str], count: int) -> NDArray[np
             "that the models were trained on, or names"
         )
     return rows
+
+
+def _check_known(features: NDArray[Any]) -> None:
+    """That features (n_targets, ...) are finite numbers."""
+    if features.dtype.kind not in "biuf":
+        raise RequestError(f"features are {features.dtype}; give numbers, (n_targets, ...)")
+    lost = np.argwhere(~np.isfinite(features))
+    if len(lost):
+        rows = len(np.unique(lost[:, 0]))
+        where = ", ".join(map(str, lost[0, 1:]))
+        raise RequestError(
+            f"features hold {len(lost):,} values that are NaN or infinite, in {rows:,} of {len(features):,} targets (the first is target "
+            f"{lost[0, 0]}, feature {where}), and the baseline needs all of them: fill them (with the feature's mean, for example), leave "
+            "such features out, or leave features out"
+        )
 
 
 def _number(n_clusters: Any, truth: NDArray[Any] | None) -> int:

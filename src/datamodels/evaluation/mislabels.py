@@ -17,6 +17,7 @@ from datamodels.regression.problem import Problem, Rows
 from datamodels.store import Store
 
 Method = Literal["self_influence", "influence", "out_of_mask"]
+SELF_INFLUENCE = "self_influence"  # of train_facts
 
 
 def mislabel_scores(
@@ -35,8 +36,9 @@ def mislabel_scores(
     method
         ``self_influence``
             The weight of an example on its own output, of an attribution of train examples (difference in means:
-            memorisation, Feldman & Zhang 2020, arXiv:2008.03703; TRAK of the train set). A wrong label is learnt only by
-            seeing it. By default when there are such weights.
+            memorisation, Feldman & Zhang 2020, arXiv:2008.03703; TRAK of the train set), or, where targets are others,
+            ``train_facts["self_influence"]``, which `trak_of_recipe` leaves. A wrong label is learnt only by seeing it. By
+            default when there is one of the two.
         ``influence``
             Minus the mean weight of an example over all targets but itself. A wrong label harms the others. By default for
             other attributions; targets whose labels are right, such as a clean test set, are best.
@@ -49,7 +51,7 @@ def mislabel_scores(
 
     Returns
     -------
-    (n_train,) float64 in units of the output: **larger is more suspicious**, for every method.
+    (n_train,) float64 in units of the output (of the attribution's scores): **larger is more suspicious**, for every method.
 
     Raises
     ------
@@ -68,12 +70,15 @@ def mislabel_scores(
         raise RequestError("method 'out_of_mask' needs a store with outputs on train examples, not an attribution")
     check_finite(source, "attribution")
     own = _own_weights(source)
+    if own is None or not own.any():
+        own = source.train_facts.get(SELF_INFLUENCE, own)
     if method is None:
         method = "self_influence" if own is not None and own.any() else "influence"
     if method == "self_influence":
         if own is None or not own.any():
             raise RequestError(
-                "self-influence is the weight of a training example on its own output; this attribution has none ("
+                f"self-influence is the weight of a training example on its own output, or train_facts[{SELF_INFLUENCE!r}]; this "
+                "attribution has none ("
                 + (
                     "its targets are not all training examples"
                     if own is None
@@ -81,7 +86,11 @@ def mislabel_scores(
                 )
                 + "): use DifferenceInMeans or TRAK on train outputs, or method='influence'"
             )
-        return own
+        if not np.isfinite(own).all():
+            raise RequestError(
+                f"train_facts[{SELF_INFLUENCE!r}] holds NaN or inf; compute it again, or use method='influence'"
+            )
+        return np.asarray(own, dtype=np.float64)
     totals = source.weights.sum(axis=1, dtype=np.float64)
     others = np.full(source.n_train, float(source.n_targets))
     if source.train_columns is not None:

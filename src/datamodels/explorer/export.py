@@ -31,6 +31,7 @@ POLICY = (
 _KEPT = 100  # weights per target of attributions that have too many
 _MANY = 1_500_000  # weights of a sparse attribution that are kept whole
 _DISTANCES = 2e10  # products that distances between all training examples may take
+_DRAWN = 100  # targets from which UMAP tells more than two components do
 _PIXELS = 4_000_000  # of all pictures of a side
 
 _IMPORT = re.compile(r"""import \{([^}'"]*)\} from (["'])\./([\w-]+\.js)\2;?""")
@@ -41,8 +42,8 @@ _DECLARED = re.compile(r"(?:export )?(?:async )?(?:function\*?|const|let|var|cla
 def export(content: Content, path: str | Path) -> Path:
     """Write the explorer of a content as one HTML file.
 
-    What it leaves out: all but the 100 strongest weights per target of dense attributions, UMAP maps that were not drawn yet,
-    duplicates in large datasets, and verification.
+    What it leaves out: all but the 100 strongest weights per target of dense attributions, UMAP maps that were not drawn yet
+    (that of the subgroups' attribution is drawn now, of 100 targets or more), duplicates in large datasets, and verification.
 
     Raises
     ------
@@ -157,7 +158,8 @@ def _ends_early(text: str, tag: str) -> bool:
 def data_of(content: Content) -> dict[str, Any]:
     """What the page reads instead of asking a server, JSON-ready; arrays in base64."""
     meta = content.meta()
-    maps = [(k, about) for k, about in enumerate(meta["maps"]) if content.is_ready(k)]
+    drawn_now = content.embedded if content.n_targets >= _DRAWN else None
+    maps = [(k, one) for k, one in enumerate(meta["maps"]) if one["attribution"] == drawn_now or content.is_ready(k)]
     weights = {}
     for about, shown in zip(meta["attributions"], content.attributions, strict=True):
         about["cut"] = _KEPT if _is_cut(shown) else None

@@ -50,8 +50,8 @@ def train_facts(attributions: Sequence[Shown]) -> list[Column]:
         out += [
             number(
                 f"mislabel score, {shown.name}",
-                measures.mislabel(sums, t),
-                "larger is more suspicious: minus the mean weight on other targets, or the weight on itself",
+                measures.mislabel(sums, t, shown.file.train_facts),
+                "larger is more suspicious: its influence on itself where that is known, else minus its mean weight on other targets",
             ),
             number(f"helps, {shown.name}", sums["positive"], "sum of its positive weights"),
             number(f"harms, {shown.name}", sums["negative"], "sum of its negative weights"),

@@ -35,7 +35,18 @@ from datamodels.store import Store
 if TYPE_CHECKING:
     from datamodels.evaluation.lds import LDS
 
-_NO_COLUMNS = ("target", "id", "text", "n_nonzero", "slope_se", "calibration_df", "n_constant", "residual", "steps")
+_NO_COLUMNS = (
+    "target",
+    "id",
+    "ids",
+    "text",
+    "n_nonzero",
+    "slope_se",
+    "calibration_df",
+    "n_constant",
+    "residual",
+    "steps",
+)
 _PAIRS = 3
 OF_FILE = "given in the file"
 _TASK = "datamodels.training.ensemble:TrainRecipe"
@@ -96,6 +107,7 @@ class _Gathering:
         first = files[self.default]
         self.files = {name: file for name, file in files.items() if self._is_alike(name, file, first)}
         self.embedded = run.view.embedding if run is not None and run.view.embedding in self.files else self.default
+        self.dataset = self._dataset_name()
         self.data = self._dataset()
         self.side = self._side_of_targets()
 
@@ -116,9 +128,18 @@ class _Gathering:
         self.facts.append((f"not shown: {name}", f"its targets are not those of {self.default}"))
         return False
 
+    def _dataset_name(self) -> str | None:
+        """The dataset of the run, or the one whose networks a file's scores are from."""
+        if self.run is not None:
+            return self.run.dataset
+        networks = self.files[self.default].provenance.get("networks")
+        task = networks.get("task") if isinstance(networks, Mapping) else None
+        name = task.get("dataset") if isinstance(task, Mapping) else None
+        return name if isinstance(name, str) else None
+
     def _dataset(self) -> dict[str, Any] | None:
-        """What `describe` says of the run's dataset."""
-        name = None if self.run is None else self.run.dataset
+        """What `describe` says of the dataset."""
+        name = self.dataset
         if name is None:
             return None
         if is_code(name) and not self.trust:
@@ -185,8 +206,8 @@ class _Gathering:
         columns = {side: _distinct(found) for side, found in columns.items()}
         near = results_beside(self._neighbouring_files(), self.files)
         usual = 1.0
-        if self.data is not None:
-            facts = identity(str(self.run and self.run.dataset))
+        if self.data is not None and self.dataset is not None:
+            facts = identity(self.dataset)
             usual = self.cache.json("distance", facts, lambda: examples["train"].usual_distance())
         created = datetime.fromtimestamp(self.source.stat().st_mtime, UTC).isoformat(timespec="seconds")
         content = Content(
@@ -262,7 +283,7 @@ class _Gathering:
         out: dict[Side, Examples] = {}
         for side, (names, facts) in given_by.items():
             split, index, found = self._of_split(side)
-            given = facts.get("id", names)
+            given = facts.get("id", facts.get("ids", names))
             if given is None and found is not None and found["ids"] is not None:
                 given = np.array(found["ids"])[index]
             texts = facts.get("text")
@@ -283,9 +304,8 @@ class _Gathering:
         return split, index, found if found is not None and index.max(initial=-1) < found["size"] else None
 
     def _load(self, split: SplitName) -> Split:
-        assert self.run is not None
-        assert self.run.dataset is not None
-        return getattr(datasets.load(self.run.dataset), split)
+        assert self.dataset is not None
+        return getattr(datasets.load(self.dataset), split)
 
     def _outputs(self) -> dict[str, Any] | None:
         store = self._store()

@@ -51,11 +51,17 @@ def sums(file: WeightsFile, progress: Tick) -> dict[str, NDArray[Any]]:
     }  # fmt: skip
 
 
-def mislabel(found: Mapping[str, NDArray[Any]], n_targets: int) -> NDArray[np.float64]:
+def mislabel(
+    found: Mapping[str, NDArray[Any]], n_targets: int, train_facts: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float64]:
     """`datamodels.evaluation.mislabels.mislabel_scores` by its default method, out of `sums`; NaN where it has no others."""
+    from datamodels.evaluation.mislabels import SELF_INFLUENCE
+
     own, n_own = found["own"], found["n_own"]
     if n_own.min() > 0 and own.any():
         return own / n_own
+    if SELF_INFLUENCE in train_facts and train_facts[SELF_INFLUENCE].any():
+        return np.asarray(train_facts[SELF_INFLUENCE], dtype=np.float64)
     others = n_targets - n_own
     total = found["positive"] + found["negative"] - own
     return np.divide(-total, others, out=np.full(len(total), np.nan), where=others > 0)

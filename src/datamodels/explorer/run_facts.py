@@ -37,7 +37,7 @@ def facts_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> list
         estimator = shown.file.provenance.get("estimator", {}).get("name", "unknown")
         gap = shown.file.target_facts.get("gap")
         exact = f", largest relative duality gap {np.max(gap):.1e}" if gap is not None else ""
-        out.append((f"attribution {shown.name}", f"{estimator} on {_rows_used(shown):,} models{exact}"))
+        out.append((f"attribution {shown.name}", f"{estimator}{_made_of(shown)}{exact}"))
     versions = attributions[0].file.provenance.get("versions", {})
     return out + [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))] * bool(versions)
 
@@ -83,6 +83,14 @@ def curve_of(curve: Any) -> dict[str, Any] | None:
         }
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
+
+
+def _made_of(shown: Shown) -> str:
+    """The models or networks that an attribution rests on, in words; nothing where nobody knows."""
+    rows, networks = _rows_used(shown), shown.file.provenance.get("n_checkpoints")
+    if rows:
+        return f" on {rows:,} models"
+    return f" from {networks:,} network{'s' * (networks > 1)}" if isinstance(networks, int) else ""
 
 
 def _rows_used(shown: Shown) -> int:

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from datamodels.applications.validation import Validation
+from datamodels.applications.validation import Transfer, Validation
 from datamodels.files import replacing
 
 _COLOURS = {"holds": "#1f6fb2", "does not hold": "#c2462e", "not tested": "#888888"}
 _MARKERS = 8
+_SHAPES = "osD"  # with ten colours each, 30 looks
+_NOISE = "#bbbbbb"
+_TICKS = 15  # names of clusters beside each other
+_BARS = 16  # pairs of subgroups with intervals; more are a table of colours
 
 
 def save_report(validation: Validation, path: str | Path, *, title: str = "Are these subgroups real?") -> Path:
@@ -33,19 +38,22 @@ def render(validation: Validation, *, title: str = "Are these subgroups real?") 
         f"<td>{escape(one.words)}"
         for one in validation.verdicts()
     )
+    picture = io.BytesIO()
+    figure_of(validation).savefig(picture, format="png", dpi=110)
+    source = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
     style = files("datamodels.report").joinpath("static/page.css").read_text()
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
         f'initial-scale=1"><title>{escape(title)}</title><link rel="icon" href="data:,"><style>{style}img{{max-width:100%}}</style>'
         f"</head><body><main><h1>{escape(title)}</h1><p class=verdict>{escape(validation.summary())}</p>"
         f"<section><h2>The checks</h2><div class=scroll><table><tbody>{rows}</table></div></section>"
-        f"<section><h2>The numbers</h2><img alt='figures of the checks' src='{_figure(validation)}'></section>"
+        f"<section><h2>The numbers</h2><img alt='figures of the checks' src='{source}'></section>"
         f"{_markers(validation)}</main></body></html>"
     )
 
 
-def _figure(validation: Validation) -> str:
-    """All figures side by side, as a data URI."""
+def figure_of(validation: Validation) -> Any:
+    """All figures side by side, of matplotlib."""
     from matplotlib.figure import Figure
 
     draw = [_draw_map, _draw_stability]
@@ -55,20 +63,34 @@ def _figure(validation: Validation) -> str:
     figure = Figure(figsize=(4.6 * min(len(draw), 3), 3.6 * -(-len(draw) // 3)), layout="constrained")
     for i, one in enumerate(draw):
         one(figure.add_subplot(-(-len(draw) // 3), min(len(draw), 3), i + 1), validation)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return figure
+
+
+def looks(clusters: NDArray[Any]) -> dict[int, tuple[str, str]]:
+    """Colour and shape of each cluster: 30 differ; noise is grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import rgb2hex
+
+    colours = [rgb2hex(colormaps["tab10"](k)) for k in range(10)]
+    numbers = np.unique(clusters[clusters >= 0]).tolist()
+    found = {one: (colours[k % 10], _SHAPES[k // 10 % len(_SHAPES)]) for k, one in enumerate(numbers)}
+    return {-1: (_NOISE, ".")} | found if (clusters < 0).any() else found
 
 
 def _draw_map(axes: Any, validation: Validation) -> None:
     groups = validation.groups
     second = groups.embedding[:, 1] if groups.embedding.shape[1] > 1 else np.zeros(len(groups.clusters))
-    for number in np.unique(groups.clusters):
+    found = looks(groups.clusters)
+    for number, (colour, shape) in found.items():
         members = groups.clusters == number
-        axes.scatter(groups.embedding[members, 0], second[members], s=6, label=str(number))
+        name = "none" if number < 0 else str(number)
+        axes.scatter(groups.embedding[members, 0], second[members], s=6, color=colour, marker=shape, label=name)
     axes.set(title="embedding", xlabel="component 1", ylabel="component 2")
-    if groups.n_clusters <= 12:
-        axes.legend(title="cluster", fontsize=7, title_fontsize=7, markerscale=2)
+    if len(found) <= 10 * len(_SHAPES) + 1:
+        axes.legend(
+            title="cluster", fontsize=6, title_fontsize=7, markerscale=2, ncols=-(-len(found) // 12), handletextpad=0.1,
+            columnspacing=0.6, **({} if len(found) <= 12 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}),
+        )  # fmt: skip
 
 
 def _draw_stability(axes: Any, validation: Validation) -> None:
@@ -87,7 +109,9 @@ def _draw_stability(axes: Any, validation: Validation) -> None:
         ylabel="Jaccard index",
         ylim=(0, 1.05),
     )
-    axes.set_xticks(at, [str(one.cluster) for one in found.clusters])
+    names = [str(one.cluster) for one in found.clusters]
+    step = -(-len(names) // _TICKS)
+    axes.set_xticks(at[::step], names[::step], fontsize=7)
 
 
 def _draw_null(axes: Any, validation: Validation) -> None:
@@ -108,16 +132,40 @@ def _draw_confounders(axes: Any, validation: Validation) -> None:
 
 
 def _draw_transfer(axes: Any, validation: Validation) -> None:
+    """Pairs of subgroups with their intervals; where there are many, the accuracy lost as a colour, sure pairs marked."""
     found = validation.transfer
     assert found is not None
+    axes.set_title("transfer between subgroups")
+    if len(found.pairs) > _BARS:
+        _draw_pairs(axes, found)
+        return
     at = np.arange(len(found.pairs))
-    means = np.array([pair.drop.value for pair in found.pairs])
-    wide = np.array([pair.drop.high - pair.drop.value for pair in found.pairs])
-    axes.errorbar(means, at, xerr=wide, fmt="o", color="#1f6fb2")
+    drops = np.array([pair.drop for pair in found.pairs])
+    axes.errorbar(drops[:, 0], at, xerr=np.abs(drops[:, 1:] - drops[:, :1]).T, fmt="o", color="#1f6fb2")
     axes.axvline(0, color="#888888", linewidth=0.7)
     names = [f"{found.class_names[pair.label]}: {pair.source} → {pair.to}" for pair in found.pairs]
     axes.set_yticks(at, names, fontsize=7)
-    axes.set(title="transfer between subgroups", xlabel="accuracy lost")
+    axes.set_xlabel("accuracy lost")
+
+
+def _draw_pairs(axes: Any, found: Transfer) -> None:
+    groups = sorted({(pair.label, one) for pair in found.pairs for one in (pair.source, pair.to)})
+    place = {group: k for k, group in enumerate(groups)}
+    table, sure = np.full((len(groups), len(groups)), np.nan), []
+    for pair in found.pairs:
+        at = place[pair.label, pair.source], place[pair.label, pair.to]
+        table[at] = pair.drop.value
+        if pair.drop.low > 0:
+            sure.append(at)
+    image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.plot(*np.array(sure).reshape(-1, 2).T[::-1], ".", color="black", markersize=2, linestyle="none")
+    axes.figure.colorbar(image, ax=axes, label="accuracy lost (dot: surely)")
+    several = len({label for label, _ in groups}) > 1
+    names = [f"{found.class_names[label]}: {one}" if several else str(one) for label, one in groups]
+    step = -(-len(names) // _TICKS)
+    axes.set_yticks(np.arange(len(names))[::step], names[::step], fontsize=6)
+    axes.set_xticks(np.arange(len(names))[::step], names[::step], fontsize=6, rotation=90 if several else 0)
+    axes.set(xlabel="tested on", ylabel="trained on")
 
 
 def _markers(validation: Validation) -> str:

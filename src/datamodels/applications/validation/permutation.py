@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.applications.clustering import unit_rows
+from datamodels.applications.validation.shuffling import Exchange, Groups, exchange
 from datamodels.datasets import Dataset
 from datamodels.design import Design, label_codes
 from datamodels.errors import CampaignError, ConstantColumnWarning, ConvergenceWarning, RequestError
@@ -67,20 +67,18 @@ class ShuffledLabels:
     task: TrainRecipe
     design: Design
     seed: int
-    within: tuple[int, ...] | None = None
-    within_test: tuple[int, ...] | None = None
+    exchange: Exchange
 
     def dataset(self, shuffle: int) -> Dataset:
-        """The data with labels of train and test examples shuffled, each split (and stratum) among itself."""
+        """The data with labels shuffled: those of the training examples and, where they are targets, of the test examples."""
         data = self.task.data
         if shuffle == 0:
             return data
-        rng = np.random.default_rng([self.seed, _TAG, shuffle])
-        parts = {}
-        for name, strata in (("train", self.within), ("test", self.within_test)):
-            split = getattr(data, name)
-            parts[name] = replace(split, y=shuffled(split.y, strata, rng))
-        return replace(data, **parts)
+        n, rng = len(data.train), np.random.default_rng([self.seed, _TAG, shuffle])
+        both = len(self.exchange.units) > n
+        labels = self.exchange.shuffled(np.concatenate([data.train.y, data.test.y]) if both else data.train.y, rng)
+        test = replace(data.test, y=labels[n:]) if both else data.test
+        return replace(data, train=replace(data.train, y=labels[:n]), test=test)
 
     def __call__(self, indices: NDArray[np.int64]) -> dict[str, Any]:
         models = self.design.n_models
@@ -97,26 +95,8 @@ class ShuffledLabels:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the outputs depend on."""
-        facts = [
-            self.task.fingerprint,
-            self.design.identity,
-            self.design.n_models,
-            self.seed,
-            self.within,
-            self.within_test,
-        ]
+        facts = [self.task.fingerprint, self.design.identity, self.design.n_models, self.seed, self.exchange]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def shuffled(labels: NDArray[np.int64], strata: Sequence[int] | None, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The same labels in random order, within each stratum when there are strata."""
-    if strata is None:
-        return rng.permutation(labels)
-    out, codes = labels.copy(), np.asarray(strata)
-    for stratum in np.unique(codes):
-        members = np.flatnonzero(codes == stratum)
-        out[members] = labels[rng.permutation(members)]
-    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +114,15 @@ class PermutationNull:
     shared_with
         What the null depends on besides chance: features, number of labels of each class, recipe, design. Another labelling of
         equal `shared_with` may use the same null.
+    exchanged
+        Between what labels were shuffled.
     """
 
     observed: float
     null: NDArray[np.float64] = field(repr=False)
     models: int
     shared_with: str = field(repr=False)
+    exchanged: str = "examples"
 
     @property
     def p(self) -> float:
@@ -148,7 +131,7 @@ class PermutationNull:
 
     def words(self, level: float = 0.05) -> str:
         """What the result means, and what it does not."""
-        facts = f"p = {self.p:.3g} from {len(self.null)} shuffles of {self.models} models each"
+        facts = f"p = {self.p:.3g} from {len(self.null)} shuffles over {self.exchanged}, of {self.models} models each"
         if self.p <= level:
             return (
                 f"The datamodels depend on the labels, and with them the embedding ({facts}): shuffled labels of the same examples "
@@ -162,7 +145,13 @@ class PermutationNull:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        facts = {"observed": self.observed, "p": self.p, "shuffles": len(self.null), "models": self.models}
+        facts = {
+            "observed": self.observed,
+            "p": self.p,
+            "shuffles": len(self.null),
+            "models": self.models,
+            "exchanged": self.exchanged,
+        }
         return {**facts, "null": self.null.tolist(), "shared_with": self.shared_with}
 
 
@@ -174,6 +163,8 @@ def permutation_null(
     models: int = 300,
     alpha: float = 0.5,
     design: Design | None = None,
+    groups: Groups = None,
+    groups_test: ArrayLike | None = None,
     within: ArrayLike | None = None,
     within_test: ArrayLike | None = None,
     shared: PermutationNull | None = None,
@@ -190,8 +181,9 @@ def permutation_null(
 
     Valid because labels that are independent of the features (given the strata) are exchangeable: the statistic is one function
     of the labels, so the observed one and those of the shuffles are exchangeable too, and p is uniform on
-    ``1 / (1 + shuffles), ..., 1``. That needs examples that are exchangeable within strata: where examples of one donor are alike
-    and donors differ, shuffle within donors.
+    ``1 / (1 + shuffles), ..., 1``. What is shuffled must be exchangeable. Cells of one donor are alike, so they are not
+    exchangeable with those of others; with `groups`, labels that are the same throughout every group are shuffled over whole
+    groups, and labels that differ within groups are shuffled within each group.
 
     Parameters
     ----------
@@ -205,16 +197,21 @@ def permutation_null(
         Share of the training examples in a subset, for a fixed-size design.
     design
         Instead of alpha: subsets are drawn as here, the first `models` of them.
+    groups, groups_test
+        (n_train,) and (n_test,) donor, family or batch of each example, by default those of the dataset's splits; one name is one
+        group in both splits. False: there are none, examples are exchangeable one by one.
     within, within_test
-        (n_train,) and (n_test,) strata, such as donors: labels are shuffled within each. By default over the whole split.
+        (n_train,) and (n_test,) strata, such as sites: labels, of examples or of whole groups, are shuffled within each. By
+        default over the whole split.
     shared
-        A result for another labelling of the same features with equally many labels of each class, same task and design: its null
-        is used, and no shuffle is trained. Draws of one null serve all labellings, since all of them are shuffles of each other.
+        A result for another labelling of the same features with equally many labels of each class (among groups, where these are
+        shuffled), same task and design: its null is used, and no shuffle is trained. Draws of one null serve all labellings, since
+        all of them are shuffles of each other.
 
     Raises
     ------
     RequestError
-        when options are out of range, a stratum leaves nothing to shuffle, or `shared` is of other data.
+        when options are out of range, so little can be shuffled that p cannot reach .05, or `shared` is of other data.
     CampaignError
         when models could not be trained.
     """
@@ -232,13 +229,8 @@ def permutation_null(
         raise RequestError(f"the design has {base.n_train} training examples, the task {task.n_train}")
     split = task.splits[0]
     wanted = replace(task, outputs=("margins",), splits=(split,))
-    job = ShuffledLabels(
-        wanted,
-        base,
-        seed,
-        _strata(within, task.data.train.y, "within"),
-        _strata(within_test, task.data.test.y, "within_test") if split == "test" else None,
-    )
+    how = exchange(task.data, split, groups=groups, groups_test=groups_test, within=within, within_test=within_test)
+    job = ShuffledLabels(wanted, base, seed, how)
     of = _shared_with(job)
     if shared is not None and shared.shared_with != of:
         raise RequestError(
@@ -248,34 +240,21 @@ def permutation_null(
     count = 1 if shared is not None else 1 + shuffles
     outputs = _train(job, count, Path(folder), jobs, executor, progress)
     values = _statistics(job, outputs, count, progress)
-    return PermutationNull(float(values[0]), values[1:] if shared is None else shared.null, models, of)
-
-
-def _strata(given: ArrayLike | None, labels: NDArray[np.int64], name: str) -> tuple[int, ...] | None:
-    if given is None:
-        return None
-    values = np.asarray(given)
-    if values.shape != labels.shape:
-        raise RequestError(f"{name} has shape {values.shape}; give one stratum per example, {labels.shape}")
-    codes = label_codes(values)
-    if all(len(np.unique(labels[np.asarray(codes) == code])) < 2 for code in set(codes)):
-        raise RequestError(
-            f"{name} has one class per stratum, so no label can be shuffled: labels that are facts of a donor need strata of several "
-            "donors, or none"
-        )
-    return codes
+    return PermutationNull(float(values[0]), values[1:] if shared is None else shared.null, models, of, how.words)
 
 
 def _shared_with(job: ShuffledLabels) -> str:
     """A hash of everything but the order of labels within strata."""
-    data, parts = job.task.data, []
-    for name, strata in (("train", job.within), ("test", job.within_test)):
-        split = getattr(data, name)
-        codes = np.zeros(len(split), np.int64) if strata is None else np.asarray(strata)
-        pairs, counts = np.unique(np.column_stack([codes, split.y]), axis=0, return_counts=True)
-        parts.append([hashlib.sha256(split.x.tobytes()).hexdigest(), codes.tolist(), pairs.tolist(), counts.tolist()])
-    how = {name: value for name, value in job.task.to_dict().items() if name != "dataset"}
-    facts = [parts, how, job.task.recipe.identity, job.design.identity, job.design.n_models]
+    data, how = job.task.data, {name: value for name, value in job.task.to_dict().items() if name != "dataset"}
+    y = np.concatenate([data.train.y, data.test.y])[: len(job.exchange.units)]
+    parts = [hashlib.sha256(split.x.tobytes()).hexdigest() for split in (data.train, data.test)]
+    facts = [
+        [*parts, job.exchange, job.exchange.counts(y).tolist()],
+        how,
+        job.task.recipe.identity,
+        job.design.identity,
+        job.design.n_models,
+    ]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 

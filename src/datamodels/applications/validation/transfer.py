@@ -31,9 +31,9 @@ class OnePair(NamedTuple):
         Training examples of the class that models see, in either case.
     drop
         Accuracy on held-out members of `to`: models that saw random members of the class minus models that saw members of `source`
-        alone.
+        alone. Its interval is for other runs and for other members of the subgroup, see `drop_of`.
     margin_drop
-        The same of the mean margin.
+        The same of the mean margin, with an interval for other runs alone.
     """
 
     label: int
@@ -112,8 +112,7 @@ def transfer(
     replicates
         Draws of the held-out half, of members and of training, 2 or more.
     confidence
-        Of all intervals together: each is Student's over replicates at ``1 - (1 - confidence) / pairs``. The held-out halves
-        of one subgroup overlap.
+        Of all intervals together: each is at ``1 - (1 - confidence) / pairs``.
 
     Raises
     ------
@@ -153,17 +152,35 @@ def transfer(
     level = 1 - (1 - confidence) / len(chosen)
     rows = []
     for k, (label, source, to) in enumerate(chosen):
-        drops = []
-        for name in ("correct", "margins"):
-            means = np.array(
-                [
-                    [found[name][2 * i + j][held[i]].mean(dtype=np.float64) for j in (0, 1)]
-                    for i in range(k * replicates, (k + 1) * replicates)
-                ]
-            )
-            drops.append(Estimate.mean(means[:, 1] - means[:, 0], level))
-        rows.append(OnePair(label, source, to, sizes[k], *drops))
+        runs = range(k * replicates, (k + 1) * replicates)
+        correct, margins = (
+            np.array([[found[name][2 * i + j][held[i]].mean(dtype=np.float64) for j in (0, 1)] for i in runs])
+            for name in ("correct", "margins")
+        )
+        examples = len(np.unique(np.concatenate([held[i] for i in runs])))
+        drop = drop_of(correct, examples, level)
+        rows.append(OnePair(label, source, to, sizes[k], drop, Estimate.mean(margins[:, 1] - margins[:, 0], level)))
     return Transfer(tuple(rows), replicates, confidence, data.class_names)
+
+
+def drop_of(accuracies: NDArray[np.float64], examples: int, confidence: float) -> Estimate:
+    """Mean difference of accuracies (replicates, 2), second minus first, with an interval that replicates which agree cannot close.
+
+    On each side the wider of two: Student's over replicates (runs, draws of the held-out half), and the score interval of a
+    difference of two proportions of as many examples as were held out at all (Newcombe 1998, method 10), since the members are a
+    sample of their subgroup. Members count as independent, and the two models' answers to one of them as unrelated, which is cautious
+    where models tend to agree.
+    """
+    from scipy import stats
+
+    runs = Estimate.mean(accuracies[:, 1] - accuracies[:, 0], confidence)
+    p, z = accuracies.mean(axis=0), stats.norm.ppf((1 + confidence) / 2)
+    middle = p + z**2 / (2 * examples)
+    wide = z * np.sqrt(p * (1 - p) / examples + z**2 / (4 * examples**2))
+    below, above = p - (middle - wide) / (1 + z**2 / examples), (middle + wide) / (1 + z**2 / examples) - p
+    low = min(runs.low, runs.value - np.hypot(below[1], above[0]))
+    high = max(runs.high, runs.value + np.hypot(above[1], below[0]))
+    return Estimate(runs.value, max(float(low), -1.0), min(float(high), 1.0))
 
 
 def has_pairs(clusters: NDArray[np.int64], y: NDArray[np.int64]) -> bool:

@@ -15,6 +15,8 @@ from datamodels.applications.subgroups import Subgroups
 from datamodels.applications.validation.confounding import Confounders, confounding
 from datamodels.applications.validation.markers import Markers, markers
 from datamodels.applications.validation.permutation import PermutationNull, permutation_null
+from datamodels.applications.validation.shuffling import Groups as Donors
+from datamodels.applications.validation.shuffling import TooFewLabellings
 from datamodels.applications.validation.stability import ClusterStability, cluster_stability
 from datamodels.applications.validation.transfer import Transfer, has_pairs, transfer
 from datamodels.design import Design
@@ -42,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What was checked of a clustering. A part that is None was not tested."""
+    """What was checked of a clustering. A part that is None was not tested; `no_null` says why where it was tried."""
 
     groups: Subgroups
     stability: ClusterStability
@@ -52,6 +54,7 @@ class Validation:
     transfer: Transfer | None = None
     markers: Markers | None = None
     level: float = 0.05
+    no_null: str | None = None
 
     def verdicts(self) -> list[Verdict]:
         """One per question."""
@@ -126,7 +129,7 @@ class Validation:
     def _labels(self) -> Verdict:
         question = "Datamodels depend on the labels"
         if self.null is None:
-            return Verdict(question, None, "It needs the recipe, to train models on shuffled labels.")
+            return Verdict(question, None, self.no_null or "It needs the recipe, to train models on shuffled labels.")
         return Verdict(question, self.null.p <= self.level, self.null.words(self.level))
 
     def _hidden(self) -> Verdict:
@@ -183,6 +186,8 @@ def validate(
     shuffles: int = 99,
     null_models: int = 300,
     design: Design | None = None,
+    donors: Donors = None,
+    donors_test: ArrayLike | None = None,
     within: ArrayLike | None = None,
     within_test: ArrayLike | None = None,
     replicates: int = 10,
@@ -214,6 +219,8 @@ def validate(
         Of `cluster_stability`.
     shuffles, null_models, design, within, within_test
         Of `permutation_null`; subsets are by default drawn as those of the models were.
+    donors, donors_test
+        Its `groups`: by default those of the dataset.
     replicates
         Of `transfer`.
     level
@@ -233,20 +240,26 @@ def validate(
     stability = cluster_stability(problem, groups, n_refits=n_refits, estimator=estimator, seed=seed, progress=progress)
     confounders = None if columns is None else confounding(groups.clusters, columns, seed=seed)
     found = None if x is None else markers(x, groups.clusters, feature_names, labels=_compared(groups, classes))
-    null = moved = None
+    null = moved = why = None
     how: dict[str, Any] = {"seed": seed, "jobs": jobs, "executor": executor, "progress": progress}
     if task is not None and folder is not None:
         judged = replace(task, splits=("test" if problem.train_columns is None else "train",))
-        null = permutation_null(
-            judged, folder=Path(folder) / "shuffles", shuffles=shuffles, models=null_models,
-            design=_drawn_as(problem) if design is None else design, within=within, within_test=within_test, **how,
-        )  # fmt: skip
+        try:
+            null = permutation_null(
+                judged, folder=Path(folder) / "shuffles", shuffles=shuffles, models=null_models,
+                design=_drawn_as(problem) if design is None else design, groups=donors, groups_test=donors_test,
+                within=within, within_test=within_test, **how,
+            )  # fmt: skip
+        except TooFewLabellings as error:
+            if any(given is not None for given in (donors, donors_test, within, within_test)):
+                raise
+            why = f"The dataset's donors leave too little to shuffle: {error}."
         if problem.train_columns is not None and classes is not None:
             clusters = np.full(task.n_train, -1)
             clusters[problem.train_columns] = groups.clusters
             if has_pairs(clusters, task.data.train.y):
                 moved = transfer(task, clusters, folder=Path(folder) / "transfer", replicates=replicates, **how)
-    return Validation(groups, stability, null, confounders, classes, moved, found, level)
+    return Validation(groups, stability, null, confounders, classes, moved, found, level, why)
 
 
 def _labels(given: ArrayLike | None, problem: Problem, task: TrainRecipe | None) -> NDArray[Any] | None:
