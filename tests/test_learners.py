@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from datamodels.design import Design
 from datamodels.errors import RequestError, RowError, TaskChangedWarning
@@ -436,7 +438,10 @@ def test_transformers_learn_and_a_row_is_the_same_again(
     assert store.array("losses").mean() < 0.4
     torch.manual_seed(12345)
     before = torch.random.get_rng_state()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the campaign did: sums of several threads differ in their last bits
     again = row(task, 1, HF_DESIGN)
+    torch.set_num_threads(threads)
     assert torch.equal(torch.random.get_rng_state(), before)  # the caller's generator is as it was
     np.testing.assert_array_equal(again["margins"].astype(np.float32), store.array("margins")[1])
     same_subset = task(mask=HF_DESIGN.mask(1), rng=HF_DESIGN.rng(0))["margins"]
@@ -495,3 +500,40 @@ def test_bad_requests_of_transformers_say_what_is_legal(options: dict[str, Any],
     given = {"make_model": bert, "train_features": x, "y": [0, 1], "test_features": x, "y_test": [1, 0]}
     with pytest.raises(RequestError, match=message):
         hf_task(**{**given, **RECIPE, **options})
+
+
+def threads_now() -> dict[str, int]:
+    """Threads of BLAS, OpenMP and torch that this process may use."""
+    return {"torch": torch.get_num_threads(), **{lib["filepath"]: lib["num_threads"] for lib in threadpool_info()}}
+
+
+@pytest.mark.parametrize("stop", [None, ValueError, KeyboardInterrupt])
+def test_rows_in_this_process_have_one_thread_and_leave_the_others_as_they_were(
+    tmp_path: Path, stop: type[BaseException] | None
+) -> None:
+    X, Y, X_TEST, Y_TEST = cancer()
+    seen: list[dict[str, int]] = []
+
+    def learn(x: Any, y: Any, x_eval: Any, rng: np.random.Generator) -> Any:
+        seen.append(threads_now())
+        if stop is not None:
+            raise stop
+        return np.zeros((len(x_eval), 2))
+
+    task = function_task(learn, X, Y, X_TEST, Y_TEST)
+    store = Store.create(tmp_path / "st", schema=task.schema, design=DESIGN)
+    in_torch = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with threadpool_limits(2):
+            before = threads_now()
+            with pytest.raises(KeyboardInterrupt) if stop is KeyboardInterrupt else nullcontext():
+                train(store, task, executor="inline", retries=0, progress=False)
+            assert threads_now() == before
+            assert set(before.values()) == {2}
+    finally:
+        torch.set_num_threads(in_torch)
+    assert seen
+    for now in seen:
+        assert set(now) >= set(before)
+        assert set(now.values()) == {1}

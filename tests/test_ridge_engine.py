@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from datamodels import threads
 from datamodels.design import Design
 from datamodels.errors import ConstantColumnWarning, RequestError
-from datamodels.regression import krylov
+from datamodels.regression import decomposed, krylov
+from datamodels.regression.decomposed import Tridiagonal
 from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem
 from datamodels.regression.kernel import BitRows, Kernel, kernel_errors, leave_one_out, ridge_kernel
+from datamodels.regression.own_rows import blas_limit
 from datamodels.regression.problem import Problem, Source
 from datamodels.regression.solution import Solution
 from datamodels.regression.spectral import Spectrum, held_out_errors, ridge_grid
@@ -51,9 +55,9 @@ def ridge_at(x: np.ndarray, y: np.ndarray, lam: float, intercept: bool = True) -
     return w, mean - centre @ w
 
 
-def gcv(x: np.ndarray, y: np.ndarray, lam: float) -> float:
-    z, m = columns(x)[0], len(y)
-    hat = z @ np.linalg.solve(z.T @ z + m * lam * np.eye(z.shape[1]), z.T) + 1 / m
+def gcv(x: np.ndarray, y: np.ndarray, lam: float, intercept: bool = True) -> float:
+    z, m = columns(x, intercept)[0], len(y)
+    hat = z @ np.linalg.solve(z.T @ z + m * lam * np.eye(z.shape[1]), z.T) + intercept / m
     return ((y - hat @ y) ** 2).mean() / (1 - np.trace(hat) / m) ** 2
 
 
@@ -72,7 +76,7 @@ def oracle(x: np.ndarray, y: np.ndarray, units: np.ndarray, estimator: Ridge) ->
         scores /= len(rows)
         val_r2 = 1 - scores.min() / rows.var()
     else:
-        scores = np.array([gcv(x, y, lam) for lam in lams])
+        scores = np.array([gcv(x, y, lam, estimator.intercept) for lam in lams])
     lam = lams[scores.argmin()]
     return Fit(*ridge_at(x, y, lam, estimator.intercept), lam, lams, scores, val_r2)
 
@@ -170,6 +174,76 @@ class TestOutOfMask:
         np.testing.assert_allclose(mixed.bias, expected.bias, atol=1e-8)
         for name in ("lam", "path_val_error", "val_r2"):
             np.testing.assert_allclose(mixed.facts[name], expected.facts[name], rtol=1e-7, err_msg=name)
+
+    @pytest.mark.parametrize(
+        ("shape", "estimator"),
+        [
+            ((90, 60), Ridge(selection="gcv")),
+            ((50, 60), Ridge(selection="gcv", intercept=False)),
+            ((150, 40), Ridge(selection="gcv", intercept=False)),
+            ((90, 60), Ridge(folds=3)),  # more rows than columns in all, fewer without the held-out ones
+            ((50, 60), Ridge(intercept=False)),
+        ],
+    )
+    def test_decompositions_of_either_form_equal_the_normal_equations(
+        self, shape: tuple[int, int], estimator: Ridge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(krylov, "_MAX_STEPS", 5)
+        monkeypatch.setattr(decomposed, "_COLUMNS", 17)
+        problem = train_problem(*shape, targets=slice(0, 5))
+        if shape == (90, 60):
+            outside = (~problem.load()[0][:, :5]).sum(axis=0)
+            assert (outside >= 60).any()
+            assert (2 * outside // 3 < 60).all()
+        facts = assert_equal_to_oracle(problem, estimator, 1e-9)
+        assert (facts["steps"] == 0).all()
+
+    def test_the_only_example_gets_0_and_the_mean_of_the_models_without_it(self) -> None:
+        masks, outputs = np.arange(9)[:, None] % 3 == 0, np.random.default_rng(0).normal(size=(9, 1))
+        problem = Problem.build(masks=masks, outputs=outputs, targets_are_train=True)
+        found = ridge_out_of_mask(problem, Ridge(selection="gcv"))
+        assert found.weights.tolist() == [[0.0]]
+        np.testing.assert_allclose(found.bias, outputs[~masks[:, 0]].mean(), rtol=1e-12)
+
+    def test_gcv_of_a_constant_output_has_no_weights(self) -> None:
+        for shape in [(150, 20), (40, 60)]:
+            p = plant(*shape, shape[1], noise=0.5)
+            p.outputs[:, 2] = 0.1
+            problem = Problem.build(masks=p.masks, outputs=p.outputs, targets_are_train=True, targets=[2, 5])
+            found = ridge_out_of_mask(problem, Ridge(selection="gcv"))
+            assert not found.weights[:, 0].any()
+            assert found.weights[:, 1].any()
+            np.testing.assert_allclose(found.bias[0], 0.1, rtol=1e-12)
+            assert found.facts["lam"][0] == found.facts["path_lam"][0, 0]
+
+    @pytest.mark.parametrize("estimator", [Ridge(), Ridge(selection="gcv")])
+    def test_targets_spread_over_threads_are_the_same(self, estimator: Ridge, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem, done = train_problem(300, 40, targets=slice(0, 21)), []
+        expected = ridge_out_of_mask(problem, estimator, tol=1e-9)
+        monkeypatch.setattr(krylov, "_SPREAD_ABOVE", 0)
+        monkeypatch.setattr(krylov, "_LEAST", 2)
+        monkeypatch.setattr(krylov, "_MAX_RUNS", 4)  # batches of several shares
+        fit, sizes, limits = krylov._fit_batch, [], []
+
+        def watched(batch: Any, *rest: Any) -> Solution:
+            sizes.append(len(batch.columns))
+            limits.extend(blas())
+            return fit(batch, *rest)
+
+        monkeypatch.setattr(krylov, "_fit_batch", watched)
+        monkeypatch.setattr(krylov, "n_threads", lambda: 3)
+        monkeypatch.setattr(threads, "n_threads", lambda: 3)
+        with threadpool_limits(2):
+            found = ridge_out_of_mask(problem, estimator, tol=1e-9, progress=done.append)
+            assert set(blas()) == {2}
+        assert sum(done) == 21
+        assert sorted(sizes) == ([3, 3, 3, 4, 4, 4] if estimator.selection == "held_out" else [1, 4, 4, 4, 4, 4])
+        assert set(limits) == {1}
+        np.testing.assert_allclose(found.weights, expected.weights, atol=1e-7)
+        assert list(found.facts) == list(expected.facts)
+        for name in ("n_constant", "lam", "val_r2", "path_lam"):
+            if name in found.facts:
+                np.testing.assert_allclose(found.facts[name], expected.facts[name], rtol=1e-7, err_msg=name)
 
     @pytest.mark.parametrize("budget", [40_000, 200_000, 3_000_000])
     def test_batches_and_forms_of_the_masks_change_nothing(self, budget: int) -> None:
@@ -298,6 +372,38 @@ class TestOutOfMask:
         problem = Problem.build(masks=masks, outputs=np.ones((6, 3)), targets_are_train=True)
         with pytest.raises(RequestError, match="1 rows are too few to fit"):
             ridge_out_of_mask(problem, Ridge(val_fraction=0.6))
+
+
+def blas() -> list[int]:
+    return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(60, 1), (1 << 21, 2)])
+def test_blas_has_one_thread_for_small_problems_only(rows: int, limit: int) -> None:
+    masks = np.broadcast_to(np.zeros(8, dtype=bool), (rows, 8))
+    problem = Problem.build(masks=masks, outputs=np.broadcast_to(0.0, (rows, 1)))
+    with threadpool_limits(2):
+        with blas_limit(problem):
+            assert set(blas()) == {limit}
+        with blas_limit(problem, threads=2):
+            assert set(blas()) == {1}
+        assert set(blas()) == {2}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_a_tridiagonal_form_is_the_matrix(size: int) -> None:
+    rng = np.random.default_rng(size)
+    root, q, lams = rng.normal(size=(size, size + 1)), rng.normal(size=size), np.array([2.0, 0.3, 1e-3])
+    matrix = root @ root.T
+    form = Tridiagonal(matrix.copy(), q)
+    values = np.linalg.eigvalsh(matrix)
+    np.testing.assert_allclose(np.sort(form.values()), values, atol=1e-12 * values[-1])
+    np.testing.assert_allclose(form.largest(), values[-1], rtol=1e-12)
+    solved = np.stack([np.linalg.solve(matrix + lam * np.eye(size), q) for lam in lams], axis=1)
+    np.testing.assert_allclose(form.solve(lams), solved, rtol=1e-8, atol=1e-10)
+    within = form.within(lams)
+    np.testing.assert_allclose((within**2).sum(axis=0), (solved**2).sum(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(form.rhs @ within, q @ solved, rtol=1e-8)
 
 
 class TestKernel:

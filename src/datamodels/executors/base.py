@@ -86,7 +86,11 @@ class MakeExecutor(Protocol):
 
 
 class InlineExecutor(Executor):
-    """Runs rows in this process, for debugging: breakpoints work, and no time limit does."""
+    """Runs rows in this process, for debugging: breakpoints work, and no time limit does.
+
+    As in a worker process, BLAS, OpenMP and torch have one thread each while rows run; libraries that a row is the first
+    to load have it from the next block on.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -107,7 +111,9 @@ class InlineExecutor(Executor):
 
     def poll(self, seconds: float) -> list[RowOutcome]:
         blocks, self._waiting = self._waiting, []
-        with _standard_output_to_error():
+        if not blocks:
+            return []
+        with _standard_output_to_error(), _one_thread():
             return self._run(blocks)
 
     def _run(self, blocks: list[Sequence[int]]) -> list[RowOutcome]:
@@ -126,6 +132,23 @@ def _standard_output_to_error() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep what numerical libraries are loaded to one thread each: for small models more only wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    with threadpool_limits(1):
+        if torch:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(before)
 
 
 def trace_of(error: BaseException) -> str:

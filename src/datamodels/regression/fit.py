@@ -18,6 +18,7 @@ from datamodels.memory import bytes_of
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
 from datamodels.regression.offset import take_off
+from datamodels.regression.own_rows import blas_limit
 from datamodels.regression.prior import check_scores
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
@@ -235,17 +236,18 @@ def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int]
     assert problem.train_columns is not None
     rows = PackedRows.read(problem)
     solutions = []
-    for position, column in enumerate(problem.train_columns):
-        outside = ~rows.rows_with(column)
-        if outside.sum() < 2:
-            raise unseen_by_too_few(int(column), int((~outside).sum()), problem.n_rows)
-        part = replace(problem.take(outside), targets=problem.targets[[position]], train_columns=None)
-        data = SplitStatistics.of(part, estimator.splits(part.units))
-        seen = data.total.sum_x
-        solution = estimator.solve(data)
-        never = np.array([int(((seen == 0) | (seen == data.count)).sum())])
-        solutions.append(replace(solution, facts={"n_constant": never, **solution.facts}))
-        progress(1)
+    with blas_limit(problem):
+        for position, column in enumerate(problem.train_columns):
+            outside = ~rows.rows_with(column)
+            if outside.sum() < 2:
+                raise unseen_by_too_few(int(column), int((~outside).sum()), problem.n_rows)
+            part = replace(problem.take(outside), targets=problem.targets[[position]], train_columns=None)
+            data = SplitStatistics.of(part, estimator.splits(part.units))
+            seen = data.total.sum_x
+            solution = estimator.solve(data)
+            never = np.array([int(((seen == 0) | (seen == data.count)).sum())])
+            solutions.append(replace(solution, facts={"n_constant": never, **solution.facts}))
+            progress(1)
     return Solution(
         np.concatenate([solution.weights for solution in solutions], axis=1),
         np.concatenate([solution.bias for solution in solutions]),

@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError
 from datamodels.regression.bidiagonal import CHECK, EIGENVALUE_TOL, Runs
-from datamodels.regression.kernel import ridge_kernel
-from datamodels.regression.own_rows import Batch, Bool, Float, Index, Masks, Systems
+from datamodels.regression.decomposed import Decomposed
+from datamodels.regression.own_rows import Batch, Bool, Float, Index, Masks, Systems, blas_limit
 from datamodels.regression.problem import Problem, unseen_by_too_few
 from datamodels.regression.solution import Solution, Splits
-from datamodels.regression.spectral import explained, ridge_lambdas, ridge_of_statistics
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.spectral import explained, ridge_lambdas
+from datamodels.threads import n_threads, spread
 
 BUDGET = 1 << 30
 _MAX_STEPS = 256
 _MAX_RUNS = 256  # products gain nothing from more columns
+_LEAST = 16  # targets of a thread: the masks are read for each thread
+_SPREAD_ABOVE = 1 << 19  # entries of the masks: with fewer, most time goes by between the products, in one thread
 _NEAR = 2  # λ on either side of the chosen one that must be solved as well as it
 _AHEAD = 100  # looks within which an unsolved error that falls could become the least
 _FLOAT32_TOL = 1e-6  # float32 is used where no more than this is asked
@@ -90,23 +92,21 @@ def ridge_out_of_mask(
     masks = Masks.of(problem, budget // 4)
     _check_counts(problem, masks)
     single = tol >= _FLOAT32_TOL
-    steps, size = _batch_size(problem, masks, splits, budget - masks.nbytes, 4 if single else 8)
+    steps, size, threads = _batch_size(problem, masks, splits, budget - masks.nbytes, 4 if single else 8)
     how = _How(splits, n_lambdas, intercept, tol, steps, whole_path, np.float32 if single else np.float64)
-    parts, never = [], []
-    for start in range(0, problem.n_targets, size):
-        batch = Batch.of(problem, masks, np.arange(start, min(start + size, problem.n_targets)))
-        part, constant = _fit_batch(batch, masks, how)
-        parts.append(part)
-        never.append(constant)
-        if progress:
-            progress(len(batch.columns))
+    parts: list[Solution] = []
+    with blas_limit(problem, threads):
+        for start in range(0, problem.n_targets, size):
+            batch = Batch.of(problem, masks, np.arange(start, min(start + size, problem.n_targets)))
+            count = len(batch.columns)
+            shares = np.array_split(np.arange(count), min(threads, count))
+            parts += spread(lambda share, batch=batch: _fit_batch(batch.take(share), masks, how), shares)  # type: ignore[misc]
+            if progress:
+                progress(count)
     return Solution(
         np.concatenate([part.weights for part in parts], axis=1),
         np.concatenate([part.bias for part in parts]),
-        {
-            "n_constant": np.concatenate(never),
-            **{name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
-        },
+        {name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
     )
 
 
@@ -131,19 +131,22 @@ class _How:
     dtype: type
 
 
-def _batch_size(problem: Problem, masks: Masks, draw: Splits, budget: int, itemsize: int) -> tuple[int, int]:
-    """How many steps the bases have room for, and how many targets go together."""
+def _batch_size(problem: Problem, masks: Masks, draw: Splits, budget: int, itemsize: int) -> tuple[int, int, int]:
+    """How many steps the bases have room for, how many targets go together, and over how many threads."""
     m, n = problem.n_rows, problem.n_train
     drawn = draw(problem.units[Batch.of(problem, masks, np.arange(1)).outside[0]])
     splits, held = len(drawn), int(1.1 * sum(rows.sum() for rows in drawn))  # other targets may hold out more
     rows = m * ((8 + 8 + itemsize) * (1 + splits) + (itemsize + 2) * splits)  # outputs and left vectors
     basis = itemsize * (n * (1 + splits) + held)
     steps = min(_MAX_STEPS, min(m, n), max(2 * CHECK, (budget - rows) // basis))
-    return steps, int(np.clip(budget // (rows + steps * basis), 1, max(1, _MAX_RUNS // max(1, splits))))
+    room = int(min(problem.n_targets, max(1, budget // (rows + steps * basis))))
+    apart = splits and m * n > _SPREAD_ABOVE  # decompositions hold the interpreter's lock
+    threads = min(n_threads(), max(1, room // _LEAST)) if apart else 1
+    return steps, min(room, threads * max(1, _MAX_RUNS // max(1, splits))), threads
 
 
-def _fit_batch(batch: Batch, masks: Masks, how: _How) -> tuple[Solution, Index]:
-    """Weights and facts of a batch, and how many constant columns each target met."""
+def _fit_batch(batch: Batch, masks: Masks, how: _How) -> Solution:
+    """Weights and facts of a batch."""
     systems = Systems.of(masks, batch.outside, batch.y, batch.shift, how.intercept)
     held = _held_out(batch, how.splits)
     fit, failed = None, np.arange(len(batch.columns))
@@ -159,9 +162,10 @@ def _fit_batch(batch: Batch, masks: Masks, how: _How) -> tuple[Solution, Index]:
         fit = systems.to_raw(w, batch.shift, facts)
         failed = np.flatnonzero(~(solved & found & (facts["residual"] <= how.tol)))
     if len(failed):
-        fit = _decompose(batch, systems, fit, failed, how)
+        exact = _decompose(batch.take(failed), masks, systems.take(failed), held[failed], how)
+        fit = exact if fit is None else _replaced(fit, exact, failed)
     assert fit is not None
-    return fit, (systems.scale == 0).sum(axis=1)
+    return replace(fit, facts={"n_constant": (systems.scale == 0).sum(axis=1), **fit.facts})
 
 
 def _eigenvalues(runs: Runs) -> tuple[Float, Bool]:
@@ -181,39 +185,36 @@ def _eigenvalues(runs: Runs) -> tuple[Float, Bool]:
 def _select(batch: Batch, masks: Masks, held: Bool, lams: Float, how: _How) -> tuple[dict[str, NDArray[Any]], Bool]:
     """λ of least held-out error per target, from grids (b, K), with the facts of the path; and whether it
     was reached."""
-    few = int((batch.outside.sum(axis=1)[:, None] - held.sum(axis=2)).min())
-    if few < 2:
-        raise RequestError(f"{few} rows are too few to fit; at least 2 are needed")
     errors, residual, solved = _errors(batch, masks, held, lams, how)
     rough = np.flatnonzero(~solved)
     if how.dtype == np.float32 and len(rough):
         wide = replace(how, dtype=np.float64)
         for part in np.array_split(rough, min(len(rough), 2)):  # they take twice the memory
             errors[part], residual[part], solved[part] = _errors(batch.take(part), masks, held[part], lams[part], wide)
-    errors /= held.sum(axis=(1, 2))[:, None]
-    order, chosen = np.arange(len(lams)), errors.argmin(axis=1)
-    best = errors[order, chosen]
-    y = np.where(held.any(axis=1), batch.y, 0.0)
+    return {**_chosen(batch, held, lams, errors), "path_residual": residual}, solved
+
+
+def _chosen(batch: Batch, held: Bool, lams: Float, errors: Float) -> dict[str, NDArray[Any]]:
+    """λ of least held-out error per target, with the facts of the path, from grids (b, K) and Σ (y - prediction)² (b, K)."""
     count = held.sum(axis=(1, 2))
-    facts = {
+    errors = errors / count[:, None]
+    order, chosen = np.arange(len(lams)), errors.argmin(axis=1)
+    y = np.where(held.any(axis=1), batch.y, 0.0)
+    return {
         "lam": lams[order, chosen],
         "path_lam": lams,
         "path_val_error": errors,
-        "val_r2": explained(best, y.sum(axis=1) / count, (y**2).sum(axis=1) / count),
-        "path_residual": residual,
+        "val_r2": explained(errors[order, chosen], y.sum(axis=1) / count, (y**2).sum(axis=1) / count),
     }
-    return facts, solved
 
 
 def _errors(batch: Batch, masks: Masks, held: Bool, lams: Float, how: _How) -> tuple[Float, Float, Bool]:
     """Σ (y - prediction)² (b, K) over rows held out by splits (b, splits, m), relative residuals, and whether
     those at the λ that matter are below the tolerance, the least of these λ checked on the rows in float64."""
     b, splits, m = held.shape
-    flat = held.reshape(b * splits, m)
-    fitted, y = np.repeat(batch.outside, splits, axis=0) & ~flat, np.repeat(batch.y, splits, axis=0)
-    systems = Systems.of(masks, fitted, y, np.repeat(batch.shift, splits), how.intercept)
+    systems = _without(batch, masks, held, how)
     runs = Runs(systems, steps=how.steps, dtype=how.dtype)
-    runs.watch(flat, y)
+    runs.watch(held.reshape(b * splits, m), np.repeat(batch.y, splits, axis=0))
     errors, residual, solved = _walk(runs, lams, splits, how)
     last = lams.shape[1] - 1
     whole = residual[:, last] <= 0.5 * how.tol  # residuals grow as λ falls
@@ -225,6 +226,13 @@ def _errors(batch: Batch, masks: Masks, held: Bool, lams: Float, how: _How) -> t
     return errors, residual, solved & (checked <= how.tol)
 
 
+def _without(batch: Batch, masks: Masks, held: Bool, how: _How) -> Systems:
+    """The systems of each target without the rows (b, splits, m) that each split holds out, (b * splits)."""
+    splits, m = held.shape[1:]
+    fitted = np.repeat(batch.outside, splits, axis=0) & ~held.reshape(-1, m)
+    return Systems.of(masks, fitted, np.repeat(batch.y, splits, axis=0), np.repeat(batch.shift, splits), how.intercept)
+
+
 def _held_out(batch: Batch, splits: Splits) -> Bool:
     """Rows that each split of each target holds out, drawn among the rows outside, (b, splits, m)."""
     units = batch.problem.units
@@ -233,6 +241,9 @@ def _held_out(batch: Batch, splits: Splits) -> Bool:
     for b, outside in enumerate(batch.outside):
         for number, rows in enumerate(drawn[b]):
             held[b, number, outside] = rows
+    few = int((batch.outside.sum(axis=1)[:, None] - held.sum(axis=2)).min(initial=units.size))
+    if few < 2:
+        raise RequestError(f"{few} rows are too few to fit; at least 2 are needed")
     return held
 
 
@@ -284,27 +295,35 @@ def _refine(systems: Systems, w: Float, lam: Float, how: _How) -> Float:
     return residual
 
 
-def _decompose(batch: Batch, systems: Systems, fit: Solution | None, failed: Index, how: _How) -> Solution:
-    """Put exact solutions, one decomposition each, in the place of those that failed."""
-    exact = [_alone(batch.alone(int(b)), how) for b in failed]
-    weights = np.concatenate([one.weights for one in exact], axis=1)
-    bias = np.concatenate([one.bias for one in exact])
-    facts = {name: np.concatenate([one.facts[name] for one in exact]) for name in exact[0].facts}
-    part = systems.take(failed)
-    facts["residual"] = part.relative(part.gradient(weights.T * part.scale, facts["lam"]))
-    facts["steps"] = np.zeros(len(failed), dtype=np.int64)
-    if fit is None:
-        return Solution(weights, bias, facts)
-    facts["path_residual"] = np.zeros_like(facts["path_lam"])
-    fit.weights[:, failed], fit.bias[failed] = weights, bias
-    for name, values in facts.items():
-        fit.facts[name][failed] = values
+def _decompose(batch: Batch, masks: Masks, systems: Systems, held: Bool, how: _How) -> Solution:
+    """Exact solutions, by one decomposition per target and split."""
+    b, splits, _ = held.shape
+    n, size = batch.problem.n_train, how.n_lambdas
+    lams, scores, lam, w = np.empty((b, size)), np.zeros((b, size)), np.empty(b), np.empty((b, n))
+    parts = _without(batch, masks, held, how)
+    for i in range(b):
+        counts = masks.counts(batch.outside[i]) if systems.count[i] >= n else None
+        whole = Decomposed(systems, i, counts)
+        lams[i] = ridge_lambdas(whole.largest(), size)
+        for number, rows in enumerate(held[i]):
+            run = i * splits + number
+            rest = counts - masks.counts(rows) if counts is not None and parts.count[run] >= n else None
+            scores[i] += Decomposed(parts, run, rest).squared_errors(lams[i], rows, batch.y[i])
+        if not splits:
+            scores[i] = whole.gcv(lams[i])
+        lam[i] = lams[i, scores[i].argmin()]
+        w[i] = whole.weights(lam[[i]])[0]
+    facts: dict[str, NDArray[Any]] = {"lam": lam, "path_lam": lams, "path_gcv": scores}
+    if splits:
+        facts = {**_chosen(batch, held, lams, scores), "path_residual": np.zeros_like(lams)}
+    facts["steps"] = np.zeros(b, dtype=np.int64)
+    facts["residual"] = systems.relative(systems.gradient(w, lam))
+    return systems.to_raw(w, batch.shift, facts)
+
+
+def _replaced(fit: Solution, other: Solution, which: Index) -> Solution:
+    """A solution with that of some targets in its place."""
+    fit.weights[:, which], fit.bias[which] = other.weights, other.bias
+    for name, values in other.facts.items():
+        fit.facts[name][which] = values
     return fit
-
-
-def _alone(problem: Problem, how: _How) -> Solution:
-    """Ridge of one target by decomposition of the smaller of ZᵀZ and ZZᵀ."""
-    if problem.n_rows < problem.n_train:
-        return ridge_kernel(problem, how.splits, n_lambdas=how.n_lambdas, intercept=how.intercept)
-    data = SplitStatistics.of(problem, how.splits(problem.units))
-    return ridge_of_statistics(data, how.n_lambdas, intercept=how.intercept)

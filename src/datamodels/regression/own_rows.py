@@ -1,8 +1,9 @@
-"""Ridge problems that share masks and nothing else: each has rows, means and scales of its own."""
+"""Problems that share masks and nothing else: each has rows, means and scales of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,17 @@ from datamodels.regression.statistics import near_mean
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 Index = NDArray[np.int64]
+_ONE_THREAD_UP_TO = 1 << 23  # entries of the masks
+
+
+def blas_limit(problem: Problem, threads: int = 1) -> AbstractContextManager[Any]:
+    """Keep BLAS to one thread where problems are small or solved in several threads: its own threads would wait for each
+    other, and on a busy machine spin while they do."""
+    import scipy.linalg.lapack  # noqa: F401  (loaded now, or the limit would miss its BLAS)
+    from threadpoolctl import threadpool_limits
+
+    one = threads > 1 or problem.n_rows * problem.n_train <= _ONE_THREAD_UP_TO
+    return threadpool_limits(1 if one else None, user_api="blas")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,18 @@ class Masks:
             x = self.kept[start : start + size]
             yield slice(start, start + len(x)), x if self.plain else np.unpackbits(x, axis=1, count=n).view(np.bool_)
 
+    def take(self, rows: Bool) -> Bool:
+        """The masks of some rows, by a bool mask (m,): (k, n_train)."""
+        return np.concatenate([x[rows[part]] for part, x in self.chunks()])
+
+    def counts(self, rows: Bool) -> Float:
+        """How many of some rows, by a bool mask (m,), hold both examples, (n_train, n_train)."""
+        out = np.zeros((self.problem.n_train, self.problem.n_train))
+        for part, x in self.chunks():
+            chosen = x[rows[part]].astype(np.float32)  # sums of so few are exact
+            out += chosen.T @ chosen
+        return out
+
     def floats(self, dtype: type = np.float64) -> Iterator[tuple[slice, Float]]:
         for part, x in self.chunks():
             yield part, x.astype(dtype)
@@ -120,10 +144,6 @@ class Batch:
             replace(self.problem, targets=self.problem.targets[part], train_columns=self.columns[part]),
             *(getattr(self, name)[part] for name in ("columns", "outside", "y", "shift")),
         )
-
-    def alone(self, b: int) -> Problem:
-        """The problem of one target: its rows only."""
-        return replace(self.problem.take(self.outside[b]), targets=self.problem.targets[[b]], train_columns=None)
 
 
 def _outputs(problem: Problem, outside: Bool) -> Float:
