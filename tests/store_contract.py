@@ -186,6 +186,40 @@ class StoreContract:
         with pytest.raises(RequestError, match="another schema"):
             store.merge(other)
 
+    def test_copies_travel_both_ways(self, store: Store, tmp_path: Path) -> None:
+        store.write_rows([1, 4], {key: [values(row)[key] for row in (1, 4)] for key in SCHEMA})
+        there = tmp_path / "copy"
+        assert store.copy_to(there, progress=False).copied == [1, 4]
+        copy = Store.open(there)
+        assert copy.identity == store.identity
+        assert copy.fingerprint() == store.fingerprint()
+        assert store.copy_to(there, progress=False).copied == []
+        copy.extend(2)
+        for row in (3, 11):
+            copy.write_row(row, values(row))
+        store.write_row(5, values(5))
+        copy.write_row(5, values(6))
+        back = copy.copy_to(str(store.path), progress=False)
+        assert (back.copied, back.already_there, back.conflicting) == ([3, 11], [1, 4, 5], [5])
+        store = Store.open(store.path)
+        np.testing.assert_array_equal(store.array("margins")[11], row_values(11))
+        np.testing.assert_array_equal(store.array("margins")[5], row_values(5))
+        assert store.verify().ok
+        other = Store.create(
+            self.location(tmp_path, "other"), schema=SCHEMA, design=Design(n_train=12, alpha=0.5, n_models=20, seed=9)
+        )
+        with pytest.raises(RequestError, match="another design"):
+            other.copy_to(there, progress=False)
+        assert Store.open(there).n_models == 12
+
+    def test_a_copy_without_a_design_goes_on_as_the_original_would(self, tmp_path: Path) -> None:
+        from datamodels.spec import Spec
+
+        spec = Spec.model_validate({"num_models": 3, "schema": {"y": {"shape": [], "dtype": "float32"}}})
+        first = Store.create(self.location(tmp_path, "first"), spec=spec)
+        first.copy_to(tmp_path / "second", progress=False)
+        assert Store.open(tmp_path / "second").rng(1).integers(1 << 60) == first.rng(1).integers(1 << 60)
+
     def test_merge_needs_room(self, store: Store, tmp_path: Path) -> None:
         other = Store.create(self.location(tmp_path, "long"), schema=SCHEMA, design=DESIGN.with_models(20))
         other.write_row(15, values(15))

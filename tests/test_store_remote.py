@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datamodels.cli import main
 from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, NewerFormatError, RequestError, StoreError
 from datamodels.regression.fit import fit
 from datamodels.store import Store
 from datamodels.store.objects import Changed, Objects
 from datamodels.store.remote import RemoteStore, _Part
+from datamodels.training.campaign import train
+from tests import tasks
 from tests.conftest import row_values
 from tests.s3 import S3, Faults, proxy
-from tests.store_contract import SCHEMA, StoreContract, values
+from tests.store_contract import DESIGN, SCHEMA, StoreContract, values
 
 LARGE = Design(n_train=12, alpha=0.5, n_models=250, seed=3)
 
@@ -374,3 +377,47 @@ def test_a_conditional_write_notices_what_came_between(s3: S3) -> None:
     with pytest.raises(Changed):
         objects.replace("a", b"4", tag)
     assert objects.read("a")[0] == b"3"  # type: ignore[index]
+
+
+# -- campaigns ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [tasks.good, tasks.good_blocks])
+def test_a_campaign_writes_there_what_it_writes_here(s3: S3, tmp_path: Path, task: Any) -> None:
+    schema = {"margins": {"shape": (4,), "dtype": "float32"}}
+    here = Store.create(tmp_path / "here", schema=schema, design=LARGE)
+    there = Store.create(f"{s3.bucket()}/run", schema=schema, design=LARGE)
+    assert train(here, tasks.good, executor="inline", progress=False).ok
+    summary = train(there, task, jobs=2, progress=False)
+    assert summary.ok
+    assert summary.done == 250
+    assert there.fingerprint() == here.fingerprint()
+    assert not there.status().rows_per_second
+
+
+def test_a_failure_is_kept_where_the_store_is(s3: S3) -> None:
+    schema = {"margins": {"shape": (4,), "dtype": "float32"}}
+    store = Store.create(f"{s3.bucket()}/run", schema=schema, design=DESIGN)
+    assert train(store, tasks.fails_on_three, executor="inline", progress=False).failed == [3]
+    assert "three is not allowed" in Store.open(store.path).failure_log(3)
+    assert store.failures() == {3: f"{store.path}/failures/3.log"}
+
+
+def command(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
+def test_the_command_copies_up_and_down(s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store.create(tmp_path / "here", schema=SCHEMA, design=LARGE)
+    store.write_rows(np.arange(150), table(range(150)))
+    there = f"{s3.bucket()}/run"
+    for source, destination in ((str(tmp_path / "here"), there), (there, str(tmp_path / "back"))):
+        command(["sync", source, destination])
+        assert "copied 150 rows, 0 were there" in capsys.readouterr().out
+    command(["sync", str(tmp_path / "here"), there, "--both", "--json"])
+    assert [one["copied"] for one in json.loads(capsys.readouterr().out)["copies"]] == [[], []]
+    command(["status", there, "--json"])
+    assert json.loads(capsys.readouterr().out)["completed"] == 150
+    assert Store.open(tmp_path / "back").fingerprint() == store.fingerprint()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,13 @@ from pydantic import ValidationError
 
 from datamodels.design import Design, label_codes
 from datamodels.errors import CorruptStoreError, RequestError, RowError, first_line
+from datamodels.progress import Progress
 from datamodels.spec import MASKS, KeySpec, Spec, check_rows
+from datamodels.store.meta import Meta
 from datamodels.store.records import Merged, Status, Verified
 from datamodels.sweep import Sweep
+
+_COPY_BYTES = 32 << 20
 
 
 class Store(ABC):
@@ -49,6 +54,8 @@ class Store(ABC):
     spec: Spec
     design: Design | None
     sweep: Sweep | None
+    #: How many rows are best written together, from a multiple of it on; None when single rows cost as little.
+    block_rows: int | None = None
 
     @staticmethod
     def _backend(path: str | Path) -> type[Store]:
@@ -102,7 +109,36 @@ class Store(ABC):
         """
         spec = _plan(schema, spec, design, sweep)
         codes = None if labels is None else _check_labels(labels, design)
-        return cls._backend(path)._create(path, spec, design, sweep, codes)
+        return cls._backend(path)._create(path, Meta.new(spec, design, sweep), codes)
+
+    def copy_to(self, path: str | Path, *, progress: bool = True) -> Merged:
+        """Copy the completed rows to another store, made when there is none, that lacks them: here or far away.
+
+        Doing it again copies what is new; after an interruption, what is missing. A copy that is shorter is extended.
+
+        Returns
+        -------
+        Merged
+            What `merge` did there.
+
+        Raises
+        ------
+        RequestError
+            when there is a store of another schema, design or sweep.
+        """
+        backend = self._backend(path)
+        if backend._exists(path):
+            other = backend._open(path)
+            other._check_same_models(self)
+            if other.n_models < self.n_models:
+                other.extend(self.n_models - other.n_models)
+        else:
+            other = backend._create(path, self._as_meta(), self.labels())
+        return other.merge(self, progress=progress)
+
+    @abstractmethod
+    def _as_meta(self) -> Meta:
+        """What a copy of this store says of itself."""
 
     @classmethod
     def open_or_create(
@@ -156,9 +192,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def _create(
-        cls, path: str | Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
-    ) -> Store: ...
+    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store: ...
 
     @classmethod
     @abstractmethod
@@ -186,6 +220,10 @@ class Store(ABC):
     @abstractmethod
     def completed(self) -> NDArray[np.bool_]:
         """Which rows are complete at this moment, bool (n_models,)."""
+
+    def completed_rows(self, rows: Sequence[int]) -> NDArray[np.bool_]:
+        """Which of some rows are complete at this moment, bool (len(rows),)."""
+        return self.completed()[np.asarray(rows, dtype=np.int64)]
 
     @abstractmethod
     def array(self, key: str) -> NDArray[Any]:
@@ -368,21 +406,24 @@ class Store(ABC):
     def verify(self) -> Verified:
         """Recompute the checksum of every completed row, and compare its mask with the design's and its
         parameters with the sweep's."""
-        done = np.flatnonzero(self.completed())  # before the checksums, which a row has before it is marked
+        done = np.flatnonzero(self.completed())
+        bad: list[int] = []
+        for part in self._parts(done):
+            bad += np.setdiff1d(part, self._good_rows(part)).tolist()
+        return Verified(checked=len(done), bad_rows=bad, has_checksums=self.checksums() is not None)
+
+    def _good_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of some complete rows that hold what was written."""
         sums = self.checksums()
-        bad = []
-        for start in range(0, len(done), 256):
-            rows = done[start : start + 256]
-            try:
-                values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
-            except CorruptStoreError:  # some of them cannot be read
-                bad += [row for row in rows.tolist() if not self._is_good_now(row)]
-                continue
-            for position, row in enumerate(rows.tolist()):
-                one = {key: value[position] for key, value in values.items()}
-                if not self._is_good(row, one, sums) and not self._is_good_now(row):
-                    bad.append(row)
-        return Verified(checked=len(done), bad_rows=bad, has_checksums=sums is not None)
+        try:
+            values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
+        except CorruptStoreError:  # some of them cannot be read
+            return np.array([row for row in rows.tolist() if self._is_good_now(row)], dtype=np.int64)
+        good = [
+            self._is_good(row, {key: value[i] for key, value in values.items()}, sums) or self._is_good_now(row)
+            for i, row in enumerate(rows.tolist())
+        ]
+        return rows[np.array(good, dtype=np.bool_)]
 
     def _is_good(self, row: int, values: Mapping[str, Any], sums: NDArray[np.uint32] | None) -> bool:
         if sums is not None and row_checksum(row, values) != int(sums[row]):
@@ -420,17 +461,40 @@ class Store(ABC):
     @abstractmethod
     def _forget(self, rows: NDArray[np.int64]) -> None: ...
 
-    def merge(self, other: Store) -> Merged:
+    def merge(self, other: Store, *, progress: bool = False) -> Merged:
         """Copy the completed rows of another store of the same design and sweep that are missing here.
 
         Rows whose checksum is wrong there are not copied. Rows that are complete in both are left
-        alone; those whose content differs are named in the result.
+        alone; those whose content differs (by their checksums, where both have them) are named in the result.
+        When it is interrupted, doing it again does what is missing.
 
         Raises
         ------
         RequestError
             when schema, design or sweep differ, or the other store has rows that this one lacks.
         """
+        self._check_same_models(other)
+        rows = np.flatnonzero(other.completed())
+        if len(rows) and rows[-1] >= self.n_models:
+            raise RequestError(
+                f"{str(other.path)!r} has row {rows[-1]}; {str(self.path)!r} has {self.n_models} models: "
+                f"extend it first by {rows[-1] + 1 - self.n_models}"
+            )
+        done = self.completed()
+        both, missing = rows[done[rows]], rows[~done[rows]]
+        copied: list[int] = []
+        bad: list[int] = []
+        with Progress("copying rows", len(missing), show=progress) as bar:
+            for part in self._parts(missing):
+                good = other._good_rows(part)
+                bad += np.setdiff1d(part, good).tolist()
+                if len(good):
+                    copied += self.write_rows(good, {key: np.asarray(other.array(key)[good]) for key in self.keys})
+                bar.advance(len(part))
+        return Merged(copied, both.tolist(), self._differing(other, both), bad)
+
+    def _check_same_models(self, other: Store) -> None:
+        """That row i of another store is the same model as here."""
         if self.sweep != other.sweep:
             raise RequestError(
                 f"{str(other.path)!r} has another sweep than {str(self.path)!r}: row i has other training parameters"
@@ -443,28 +507,29 @@ class Store(ABC):
                 f"{str(other.path)!r} has another design than {str(self.path)!r}: row i is not the same model. "
                 "Stores of other seeds are fitted together instead: datamodels fit STORE STORE"
             )
-        rows = np.flatnonzero(other.completed())
-        if len(rows) and rows[-1] >= self.n_models:
-            raise RequestError(
-                f"{str(other.path)!r} has row {rows[-1]}; {str(self.path)!r} has {self.n_models} models: "
-                f"extend it first by {rows[-1] + 1 - self.n_models}"
+
+    def _parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Ascending rows in parts of moderate size, which do not share a block of this store."""
+        size = sum(field.numpy_dtype.itemsize * math.prod(field.shape) for field in self.spec.fields.values())
+        block = self.block_rows or 1
+        step = block * max(1, _COPY_BYTES // max(1, size * block))
+        numbers = rows // step
+        for number in np.unique(numbers):
+            yield rows[numbers == number]
+
+    def _differing(self, other: Store, rows: NDArray[np.int64]) -> list[int]:
+        """Those of some rows, complete in both, whose content is not the same."""
+        mine, theirs = self.checksums(), other.checksums()
+        if mine is not None and theirs is not None:
+            return rows[mine[rows] != theirs[rows]].tolist()
+        return [
+            row
+            for row in rows.tolist()
+            if not all(
+                np.array_equal(self.array(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k)))
+                for k in self.keys
             )
-        bad = set(other.verify().bad_rows)
-        done, here = self.completed(), self.array
-        copied: list[int] = []
-        conflicting = []
-        for row in rows[done[rows]]:
-            same = all(
-                np.array_equal(here(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k))) for k in self.keys
-            )
-            if not same:
-                conflicting.append(int(row))
-        wanted = np.array([row for row in rows[~done[rows]] if row not in bad], dtype=np.int64)
-        for start in range(0, len(wanted), 256):
-            part = wanted[start : start + 256]
-            copied += self.write_rows(part, {key: np.asarray(other.array(key)[part]) for key in self.keys})
-        already = [int(row) for row in rows if done[row]]
-        return Merged(copied, already, conflicting, sorted(bad))
+        ]
 
     def rng(self, row: int) -> np.random.Generator:
         """The generator of a row: the design's, or one drawn from the store's identity."""

@@ -67,9 +67,7 @@ class NpyStore(Store):
     # -- creation and opening -----------------------------------------------------------------------
 
     @classmethod
-    def _create(
-        cls, path: str | Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
-    ) -> Store:
+    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store:
         path = Path(path)
         for name in (_META, f"{COMPLETED}.npy"):
             if (path / name).exists():
@@ -79,7 +77,7 @@ class NpyStore(Store):
         made: list[Path] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            cls._create_files(path, spec, design, sweep, labels, made)
+            cls._create_files(path, meta, labels, made)
         except FileExistsError as error:
             remove(made)
             raise StoreError(
@@ -99,23 +97,21 @@ class NpyStore(Store):
     def _create_files(
         cls,
         path: Path,
-        spec: Spec,
-        design: Design | None,
-        sweep: Sweep | None,
+        meta: Meta,
         labels: NDArray[np.int64] | None,
         made: list[Path],
     ) -> None:
-        rows = spec.num_models
-        for key, field in spec.fields.items():
+        rows = meta.spec.num_models
+        for key, field in meta.spec.fields.items():
             allocate(path / f"{key}.npy", (rows, *field.shape), field.numpy_dtype, made)
         allocate(path / f"{CHECKSUM}.npy", (rows,), np.dtype(np.uint32), made)
-        extra = {_DESIGN_MASKS: design.packed_masks if design else None, _LABELS: labels}
+        extra = {_DESIGN_MASKS: meta.design.packed_masks if meta.design else None, _LABELS: labels}
         for name, array in extra.items():
             if array is not None:
                 made.append(path / name)
                 write_atomically(path / name, npy_bytes(array))
         made.append(path / _META)
-        _write_meta(path, Meta.new(spec, design, sweep))
+        _write_meta(path, meta)
         # Last, since a folder without it is no store.
         allocate(path / f"{COMPLETED}.npy", (rows,), np.dtype(np.bool_), made)
         sync_folder(path)
@@ -193,6 +189,9 @@ class NpyStore(Store):
     def labels(self) -> NDArray[np.int64] | None:
         file = self.path / _LABELS
         return np.load(file, allow_pickle=False) if file.exists() else None
+
+    def _as_meta(self) -> Meta:
+        return self._meta or Meta.new(self.spec, None, None)
 
     def _origin(self) -> str:
         return f"store:{self._meta.record['id']}" if self._meta else f"folder:{self.path.resolve()}"

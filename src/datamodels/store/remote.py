@@ -35,14 +35,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line
 from datamodels.spec import DESIGN_MASKS, LABELS, KeySpec, Spec
 from datamodels.store.array import npy_bytes
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.meta import Meta
 from datamodels.store.objects import Changed, Objects
-from datamodels.sweep import Sweep
 
 ROWS = "_rows"
 _ROOT = "zarr.json"
@@ -71,6 +69,7 @@ class RemoteStore(Store):
     """
 
     path: str
+    block_rows: int
 
     def __init__(self, path: str, objects: Objects, meta: Meta, block_rows: int) -> None:
         self.path = path
@@ -85,22 +84,20 @@ class RemoteStore(Store):
     # -- creation and opening -----------------------------------------------------------------------
 
     @classmethod
-    def _create(
-        cls, path: str | Path, spec: Spec, design: Design | None, sweep: Sweep | None, labels: NDArray[np.int64] | None
-    ) -> Store:
+    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store:
         address = str(path)
         objects = Objects(address, make=True)
         if objects.read(_ROOT) is not None:
             raise StoreError(f"a store exists at {address!r}: open it, or choose another address; nothing was changed")
-        block = _block_rows(spec)
-        for name, array in ((DESIGN_MASKS, design.packed_masks if design else None), (LABELS, labels)):
+        block = _block_rows(meta.spec)
+        for name, array in ((DESIGN_MASKS, meta.design.packed_masks if meta.design else None), (LABELS, labels)):
             if array is not None:
                 objects.put(f"{name}.npy", npy_bytes(array))
         try:
-            for name, document in _arrays(spec, block).items():
+            for name, document in _arrays(meta.spec, block).items():
                 objects.create(f"{name}/{_ROOT}", document)
             # Last, since an address without it is no store.
-            objects.create(_ROOT, _root(Meta.new(spec, design, sweep), block))
+            objects.create(_ROOT, _root(meta, block))
         except Changed as error:
             raise StoreError(
                 f"{error} exists at {address!r} already: a creation was interrupted or is under way; choose another "
@@ -167,6 +164,13 @@ class RemoteStore(Store):
     def completed(self) -> NDArray[np.bool_]:
         return (self._all_states() >> _SHIFT) == _COMPLETE
 
+    def completed_rows(self, rows: Sequence[int]) -> NDArray[np.bool_]:
+        index = np.asarray(rows, dtype=np.int64)
+        numbers, where = np.unique(index // self._state_rows, return_inverse=True)
+        self._refresh(numbers.tolist())
+        states = np.array([self._states[n][0] for n in numbers]).reshape(len(numbers), self._state_rows)
+        return (states[where, index % self._state_rows] >> _SHIFT) == _COMPLETE
+
     def checksums(self) -> NDArray[np.uint32] | None:
         return (self._all_states() & _LOW).astype(np.uint32)
 
@@ -182,23 +186,31 @@ class RemoteStore(Store):
     def labels(self) -> NDArray[np.int64] | None:
         return _npy(self._objects, LABELS, self.path)
 
+    def _as_meta(self) -> Meta:
+        return self._meta
+
     def _origin(self) -> str:
         return f"store:{self._meta.record['id']}"
 
     def _all_states(self) -> NDArray[np.uint64]:
         """Of every row ``state << 32 | checksum``, (n_models,). Chunks whose rows are all complete are read once."""
-        size = self._state_rows
-        numbers = range(-(-self.n_models // size))
-        known = {i: self._states[i] for i in numbers if i in self._states}
-        stale = [
-            i
-            for i in numbers
-            if i not in known or not (known[i][0][: self.n_models - i * size] >> _SHIFT == _COMPLETE).all()
-        ]
-        self._parallel(self._read_state, stale)
+        numbers = range(-(-self.n_models // self._state_rows))
+        self._refresh(numbers)
         if not len(numbers):
             return np.empty(0, np.uint64)
         return np.concatenate([self._states[i][0] for i in numbers])[: self.n_models]
+
+    def _refresh(self, numbers: Iterable[int]) -> None:
+        """Read states anew, but for chunks whose rows are all complete."""
+
+        def stale(number: int) -> bool:
+            known = self._states.get(number)
+            return (
+                known is None
+                or not (known[0][: self.n_models - number * self._state_rows] >> _SHIFT == _COMPLETE).all()
+            )
+
+        self._parallel(self._read_state, filter(stale, numbers))
 
     @property
     def _state_rows(self) -> int:

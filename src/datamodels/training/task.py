@@ -22,6 +22,7 @@ from datamodels.store import Store
 
 Function = Callable[..., dict[str, Any]]
 _WRITE_EVERY = 0.2
+_WRITE_BLOCK_EVERY = 30.0
 _WRITE_ROWS = 64
 
 
@@ -192,14 +193,15 @@ class TaskRunner:
         self.prepare()
         assert self._store is not None
         store = self._store
-        done = store.completed()
+        done = dict(zip(rows, store.completed_rows(rows).tolist(), strict=True))
         yield from (RowOutcome(row, "there") for row in rows if done[row])
         missing = [row for row in rows if not done[row]]
         if missing:
             yield from (self._run_block(store, missing) if self.whole_blocks else self._run_rows(store, missing))
 
     def _run_rows(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
-        """One row after the other; results are written a few at a time."""
+        """One row after the other; results are written a few at a time, or as many as the store has in a block."""
+        most, every = (_WRITE_ROWS, _WRITE_EVERY) if store.block_rows is None else (store.block_rows, _WRITE_BLOCK_EVERY)
         waiting: list[tuple[int, dict[str, Any], float]] = []
         written = time.monotonic()
         for row in rows:
@@ -211,7 +213,7 @@ class TaskRunner:
                 yield RowOutcome(row, "failed", time.monotonic() - started, trace_of(error))
                 continue
             waiting.append((row, values, time.monotonic() - started))
-            if len(waiting) >= _WRITE_ROWS or time.monotonic() - written >= _WRITE_EVERY:
+            if len(waiting) >= most or time.monotonic() - written >= every:
                 yield from _write(store, waiting)
                 waiting, written = [], time.monotonic()
         yield from _write(store, waiting)
