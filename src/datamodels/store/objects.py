@@ -104,8 +104,8 @@ class Objects:
 
         return self._persist(once, "read", name)
 
-    def create(self, name: str, data: bytes) -> None:
-        """Write an object that does not exist.
+    def create(self, name: str, data: bytes) -> Any:
+        """Write an object that does not exist. Returns its tag.
 
         Raises
         ------
@@ -113,21 +113,19 @@ class Objects:
             when it exists with other bytes. Equal bytes are taken for one's own: an answer that was lost is tried again.
         """
 
-        def once() -> None:
+        def once() -> Any:
             import obstore
             from obstore.exceptions import AlreadyExistsError, PreconditionError
 
             try:
-                obstore.put(self.store, name, data, mode="create", use_multipart=False)
+                return obstore.put(self.store, name, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileExistsError):
-                there = self.read(name)
-                if there is None or there[0] != data:
-                    raise Changed(name) from None
+                return self._lost_answer(name, data)
 
-        self._persist(once, "create", name)
+        return self._persist(once, "create", name)
 
-    def replace(self, name: str, data: bytes, tag: Any) -> None:
-        """Write an object that is still the version of `tag`; of None: that does not exist.
+    def replace(self, name: str, data: bytes, tag: Any) -> Any:
+        """Write an object that is still the version of `tag`; of None: that does not exist. Returns its new tag.
 
         Raises
         ------
@@ -135,10 +133,9 @@ class Objects:
             when it is another version by now.
         """
         if tag is None:
-            self.create(name, data)
-            return
+            return self.create(name, data)
 
-        def once() -> None:
+        def once() -> Any:
             import obstore
             from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -146,18 +143,22 @@ class Objects:
             try:
                 with self._alone():
                     if self._folder is None:
-                        obstore.put(self.store, name, data, mode=condition, use_multipart=False)
-                    else:
-                        now = self.read(name)
-                        if now is None or now[1]["e_tag"] != tag["e_tag"]:
-                            raise PreconditionError("changed")
-                        obstore.put(self.store, name, data, use_multipart=False)
+                        return obstore.put(self.store, name, data, mode=condition, use_multipart=False)
+                    now = self.read(name)
+                    if now is None or now[1]["e_tag"] != tag["e_tag"]:
+                        raise PreconditionError("changed")
+                    return obstore.put(self.store, name, data, use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
-                there = self.read(name)
-                if there is None or there[0] != data:
-                    raise Changed(name) from None
+                return self._lost_answer(name, data)
 
-        self._persist(once, "replace", name)
+        return self._persist(once, "replace", name)
+
+    def _lost_answer(self, name: str, data: bytes) -> Any:
+        """The tag of an object that could not be written, when it holds what was to be written all the same."""
+        there = self.read(name)
+        if there is None or there[0] != data:
+            raise Changed(name) from None
+        return there[1]
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object, whether it exists or not."""

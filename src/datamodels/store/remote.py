@@ -267,10 +267,10 @@ class RemoteStore(Store):
     def _swap(self, number: int, state: NDArray[np.uint64], tag: Any) -> bool:
         """Replace states, when they are still what was read; then they are known."""
         try:
-            self._objects.replace(f"{ROWS}/c/{number}", state.astype("<u8").tobytes(), tag)
+            tag = self._objects.replace(f"{ROWS}/c/{number}", state.astype("<u8").tobytes(), tag)
         except Changed:
             return False
-        self._read_state(number)
+        self._states[number] = state, tag
         return True
 
     def extend(self, k: int) -> None:

@@ -22,7 +22,7 @@ from datamodels.store import Store
 
 Function = Callable[..., dict[str, Any]]
 _WRITE_EVERY = 0.2
-_WRITE_BLOCK_EVERY = 30.0
+_WRITE_BLOCK_EVERY = 300.0
 _WRITE_ROWS = 64
 
 
