@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import RequestError, SweepWarning, first_line
+from datamodels.regression import dataset_file
+from datamodels.regression.travel import ArrayMasks, Carried, StoreMasks
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -54,6 +56,13 @@ class Source:
         if self.outputs.dtype.kind not in "biuf":
             raise RequestError(f"outputs have dtype {self.outputs.dtype}; they must be real numbers")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes; what lies in files and stores they read there."""
+        return {**self.__dict__, "outputs": Carried(self.outputs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, outputs=state["outputs"].array)
+
     @classmethod
     def from_store(cls, store: Store, masks_key: str = MASKS, outputs_key: str = OUTPUTS) -> Source:
         """The completed rows of a store."""
@@ -66,7 +75,7 @@ class Source:
             )
         return cls(
             identity=store.identity,
-            masks=lambda start, stop: store.masks(start, stop, key=masks_key),
+            masks=StoreMasks(store, masks_key),
             outputs=store.array(outputs_key),
             rows=rows,
             units=store.design.units(rows) if store.design else rows,
@@ -93,7 +102,7 @@ class Source:
         rows = np.arange(len(masks), dtype=np.int64)
         return cls(
             identity=f"arrays:{_array_identity(masks)}",
-            masks=lambda start, stop: masks[start:stop],
+            masks=ArrayMasks(Carried(masks)),
             outputs=outputs,
             rows=rows,
             units=rows,
@@ -101,6 +110,14 @@ class Source:
             n_train=masks.shape[1],
             description={"path": name},
         )
+
+    @classmethod
+    def from_file(cls, path: Path, masks_key: str = MASKS, outputs_key: str = OUTPUTS) -> tuple[Source, bool]:
+        """All rows of a dataset file or an FFCV file, and whether its targets are train examples."""
+        arrays, meta = dataset_file.read(path, masks_key, outputs_key)
+        source = cls.from_arrays(arrays["masks"], arrays["outputs"], str(path))
+        description = {**source.description, "masks_key": masks_key, "outputs_key": outputs_key}
+        return replace(source, units=np.array(arrays["units"]), description=description), meta.get("of") == "train"
 
     def restrict(self, rows: Rows) -> Source:
         """The rows that are also in `rows`: a slice, (start, stop), indices, or a bool mask."""
@@ -165,7 +182,7 @@ class Problem:
         targets: Any = None,
         targets_are_train: bool | None = None,
     ) -> Problem:
-        """From stores (objects or folders), or from arrays or ``.npy`` files.
+        """From stores (objects or folders) and files of `write_dataset` or FFCV, or from arrays or ``.npy`` files.
 
         Raises
         ------
@@ -181,11 +198,17 @@ class Problem:
             of_train = False
         else:
             items = [source] if isinstance(source, Store | str | Path) else list(source or [])
-            stores = [item if isinstance(item, Store) else Store.open(item) for item in items]
-            found = [Source.from_store(store, masks_key, outputs_key) for store in stores]
-            for store in stores:
-                _warn_sweep(store)
-            of_train = any(store.field(outputs_key).of == "train" for store in stores)
+            found, of_train = [], False
+            for item in items:
+                if not isinstance(item, Store) and Path(item).is_file():
+                    part, trained = Source.from_file(Path(item), masks_key, outputs_key)
+                else:
+                    store = item if isinstance(item, Store) else Store.open(item)
+                    part = Source.from_store(store, masks_key, outputs_key)
+                    trained = store.field(outputs_key).of == "train"
+                    _warn_sweep(store)
+                found.append(part)
+                of_train = of_train or trained
         return cls.assemble(
             [part.restrict(rows) for part in found],
             targets,
@@ -352,6 +375,10 @@ def load_array(value: NDArray[Any] | str | Path) -> NDArray[Any]:
     """An array, or a ``.npy`` file mapped into memory."""
     if not isinstance(value, str | Path):
         return np.asarray(value)
+    if Path(value).suffix == ".beton":
+        raise RequestError(
+            f"{str(value)!r} holds masks and outputs in one file: give it where a store goes, fit({str(value)!r})"
+        )
     try:
         return np.load(value, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datamodels import options
 from datamodels.errors import RequestError
-from datamodels.regression import dataset_file
+from datamodels.progress import note
+from datamodels.regression import beton, dataset_file
 from datamodels.store import Store
 from datamodels.store.array import RowArray
 
@@ -29,6 +30,7 @@ class Config(BaseModel):
     y_slice: Annotated[int | None, Field(description="index into the first axis of each output")] = None
     completed_name: Annotated[str, Field(description="key that marks completed rows")] = "_completed"
     ignore_completed: Annotated[bool, Field(description="take every row")] = False
+    format: Annotated[Literal["npz", "beton"], Field(description="npz, or beton: a file that FFCV reads")] = "npz"
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"cfg": Config}
@@ -58,17 +60,50 @@ def write_dataset(config: Config) -> int:
     units = store.design.units(rows) if store.design else rows
     n_train = int(np.prod(store.masks(0, 0, key=config.x_name).shape[1:]))
     n_targets = int(np.prod(y.shape[1:], dtype=np.int64))
+    of = store.field(config.y_name).of
+    masks = ((len(rows), n_train), np.dtype(np.bool_), _masks(store, config.x_name, rows))
+    outputs = _chunks(y.reshape(len(y), -1), rows)
+    if config.format == "beton":
+        _note_what_is_lost(config, len(np.unique(units)) < len(rows), of)
+        position = np.arange(len(rows))
+        beton.write(
+            config.out_path,
+            {
+                "mask": masks,
+                "targets": ((len(rows), n_targets), np.dtype(np.float32), map(_single, outputs)),
+                "idx": ((len(rows),), np.dtype(np.int64), _chunks(position, position)),
+            },
+        )
+        return len(rows)
     dataset_file.write(
         Path(config.out_path),
         {
-            "masks": ((len(rows), n_train), np.dtype(np.bool_), _masks(store, config.x_name, rows)),
-            "outputs": ((len(rows), n_targets), y.dtype, _chunks(y.reshape(len(y), -1), rows)),
+            "masks": masks,
+            "outputs": ((len(rows), n_targets), y.dtype, outputs),
             "rows": ((len(rows),), np.dtype(np.int64), iter([rows])),
             "units": ((len(rows),), np.dtype(np.int64), iter([units])),
         },
-        {"of": store.field(config.y_name).of},
+        {"of": of},
     )
     return len(rows)
+
+
+def _note_what_is_lost(config: Config, shared_units: bool, of: str | None) -> None:
+    """The original's files have three fields, and programs that read them take no more."""
+    lost = ["which rows are replicates or pairs"] * shared_units + ["that targets are train examples"] * (of == "train")
+    if lost:
+        note(f"note: {config.out_path} cannot say {' nor '.join(lost)}; --cfg.format=npz does")
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Outputs as the original wrote them."""
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(np.float32)
+    except FloatingPointError:
+        raise RequestError(
+            "outputs are too large for the float32 of an FFCV file; --cfg.format=npz keeps them"
+        ) from None
 
 
 def _completed(store: Store, config: Config) -> NDArray[np.bool_]:
