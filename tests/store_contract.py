@@ -246,8 +246,25 @@ class StoreContract:
         place = self.location(tmp_path, "labelled")
         Store.create(place, schema=SCHEMA, design=DESIGN, labels=["b", "a"] * 6)
         np.testing.assert_array_equal(Store.open(place).labels(), [1, 0] * 6)
+        assert Store.open(place).ids("train") is None
         with pytest.raises(RequestError, match="labels has 3 entries"):
             Store.create(self.location(tmp_path, "wrong"), schema=SCHEMA, design=DESIGN, labels=[0, 1, 2])
+
+    def test_names_of_examples_are_kept_and_travel_with_copies(self, tmp_path: Path) -> None:
+        place = self.location(tmp_path, "named")
+        names = {"train": [f"cell-{i}" for i in range(12)], "test": ["é", "b", "c", "d"]}
+        store = Store.create(place, schema=SCHEMA, design=DESIGN, ids=names)
+        store.copy_to(tmp_path / "copy", progress=False)
+        for one in (Store.open(place), Store.open(tmp_path / "copy")):
+            assert one.ids("train").tolist() == names["train"]
+            assert one.ids("test").tolist() == names["test"]
+        for ids, message in (
+            ({"train": ["a"]}, "12 train examples"),
+            ({"all": ["a"]}, "for train, test"),
+            ({"test": [1]}, "texts"),
+        ):
+            with pytest.raises(RequestError, match=message):
+                Store.create(self.location(tmp_path, "wrong"), schema=SCHEMA, design=DESIGN, ids=ids)
 
     @pytest.mark.parametrize(
         ("schema", "message"),

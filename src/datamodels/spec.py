@@ -19,6 +19,7 @@ from datamodels.errors import RequestError, RowError, first_line
 COMPLETED = "_completed"
 CHECKSUM = "_checksum"
 LABELS = "_labels"
+IDS = {"train": "_ids_train", "test": "_ids_test"}
 DESIGN_MASKS = "_design_masks"
 MASKS = "masks"
 
@@ -89,7 +90,7 @@ class Spec(BaseModel):
     @classmethod
     def _names(cls, fields: dict[str, KeySpec]) -> dict[str, KeySpec]:
         for key in fields:
-            if key in (COMPLETED, CHECKSUM, LABELS, DESIGN_MASKS):
+            if key in (COMPLETED, CHECKSUM, LABELS, DESIGN_MASKS, *IDS.values()):
                 raise ValueError(f"the key {key!r} is reserved")
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", key):
                 raise ValueError(f"the key {key!r} cannot name a file; use letters, digits, '_', '-' and '.'")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from datamodels.cli import explore, fits, looking, pilot, selecting, stores, trak, validating
+from datamodels.cli import cluster, explore, fits, hub, looking, pilot, selecting, stores, trak, validating
 from datamodels.errors import DatamodelsError, first_line
 from datamodels.version import __version__
 
@@ -33,7 +33,9 @@ _UsageProblem: Any = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 for _command in (
-    stores.init, stores.train, stores.status, stores.verify, stores.extend, stores.merge,
+    stores.init, stores.train, stores.status, stores.verify, stores.extend, stores.merge, stores.sync,
+    hub.push, hub.pull, hub.claim,
+    cluster.sbatch, cluster.share,
     pilot.pilot, trak.trak,
     fits.fit, fits.evaluate, fits.curve, fits.calibrate,
     selecting.select, selecting.stability, selecting.intervals,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datamodels.cli.common import Json, Recipe, Seed, StorePath, emit, read_labels
+from datamodels.cli.common import Json, Recipe, Seed, StorePath, emit, parse_range, read_labels
 from datamodels.errors import RequestError
 
 if TYPE_CHECKING:
     from datamodels.design import Design
+    from datamodels.store import Merged
     from datamodels.sweep import Sweep
 
 
@@ -64,6 +65,7 @@ def init(
 
     classes = None if labels is None else read_labels(labels)
     own: Any = None  # groups of the dataset
+    ids: Any = None
     if recipe is not None:
         from datamodels.training.ensemble import TrainRecipe
 
@@ -76,6 +78,7 @@ def init(
         n_train = task.n_train
         classes = task.data.train.y if classes is None else classes
         own = task.data.train.groups
+        ids = task.data.ids
     elif spec is None or models is not None:
         raise RequestError("give --spec, a JSON file with num_models and schema; or --recipe and --models")
     else:
@@ -96,6 +99,7 @@ def init(
         design=design,
         sweep=settings,
         labels=classes,
+        ids=ids,
     )
     text = f"made a store of {made.n_models} models at {store}" + _settings(made.sweep)
     if own is not None and kind == "fixed_size" and masks is None:
@@ -151,11 +155,18 @@ def train(
     executor: Annotated[
         str, typer.Option(help="local: worker processes; inline: this process; ray, slurm: a cluster.")
     ] = "local",
+    executor_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="A setting of ray or slurm, as partition=gpu; may be given several times."
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that one row may take; a block of rows takes as many times that.")
     ] = None,
     retries: Annotated[int, typer.Option(help="How often a failed row is tried again.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch and BLAS per worker.")] = 1,
+    rows: Annotated[str | None, typer.Option(help="Only these rows, START:STOP, as `claim` prints them.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a task over the rows that are not complete. Running it again does what is missing.
@@ -163,19 +174,18 @@ def train(
     Example: datamodels train runs/a --recipe recipe.yaml
 
     Example: datamodels train runs/a --task mypackage.train:main --jobs 8
+
+    Example: datamodels train runs/a --recipe recipe.yaml --executor slurm --executor-option partition=gpu
     """
+    from datamodels.executors import executor_named
     from datamodels.training.campaign import train as run
-    from datamodels.training.task import make_importable
 
-    if (task is None) == (recipe is None):
-        raise RequestError("give --task or --recipe, one of them")
-    make_importable(Path.cwd())
-    work: Any = task
-    if recipe is not None:
-        from datamodels.training.ensemble import TrainRecipe
-
-        work = TrainRecipe.read(recipe)
-    summary = run(store, work, executor=executor, jobs=jobs, timeout=timeout, retries=retries, threads=threads)
+    where = executor_named(executor, _pairs(executor_option or [], "--executor-option"))
+    work = work_of(task, recipe)
+    summary = run(
+        store, work, executor=where, jobs=jobs, timeout=timeout, retries=retries, threads=threads,
+        rows=parse_range(rows, "--rows"),
+    )  # fmt: skip
     state = (
         f"stopped as asked ({summary.stopped}), {summary.pending} not reached"
         if summary.ok and summary.stopped and summary.pending
@@ -186,6 +196,32 @@ def train(
     emit(summary.to_dict(), f"{store}: {state}", as_json)
     if not summary.ok:
         raise typer.Exit(1)
+
+
+def work_of(task: str | None, recipe: Path | None) -> Any:
+    """What --task or --recipe name, as `datamodels.train` takes it."""
+    from datamodels.training.task import make_importable
+
+    if (task is None) == (recipe is None):
+        raise RequestError("give --task or --recipe, one of them")
+    make_importable(Path.cwd())
+    if recipe is None:
+        return task
+    from datamodels.training.ensemble import TrainRecipe
+
+    return TrainRecipe.read(recipe)
+
+
+def _pairs(given: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise RequestError(f"{option} is {text!r}; give KEY=VALUE")
+        if key in pairs:
+            raise RequestError(f"{option} gives {key!r} twice")
+        pairs[key] = value
+    return pairs
 
 
 def status(store: StorePath, as_json: Json = False) -> None:
@@ -204,19 +240,32 @@ def status(store: StorePath, as_json: Json = False) -> None:
     emit({**now.to_dict(), "settings": sweep and sweep.size}, text, as_json)
 
 
-def verify(store: StorePath, as_json: Json = False) -> None:
+def verify(
+    store: StorePath,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Mark bad rows as not complete: the next train does them again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Recompute the checksum of every completed row; exit status 1 when one is bad.
 
     Example: datamodels verify runs/a
+
+    Example: datamodels verify runs/a --forget && datamodels train runs/a --recipe recipe.yaml
     """
     from datamodels.store import Store
 
-    found = Store.open(store).verify()
+    opened = Store.open(store)
+    found = opened.verify()
+    if forget:
+        opened.forget(found.bad_rows)
     text = f"{found.checked} rows checked, " + (f"bad: {found.bad_rows}" if found.bad_rows else "all good")
     if not found.has_checksums:
         text += " (this folder has no checksums)"
-    emit(found.to_dict(), text, as_json)
-    if not found.ok:
+    elif forget and found.bad_rows:
+        text += "; they are to be trained again"
+    emit({**found.to_dict(), "forgotten": found.bad_rows if forget else []}, text, as_json)
+    if not found.ok and not forget:
         raise typer.Exit(1)
 
 
@@ -236,9 +285,48 @@ def extend(
     emit({"store": str(store), "models": opened.n_models}, f"{store} has {opened.n_models} models now", as_json)
 
 
+def sync(
+    source: Annotated[str, typer.Argument(help="Folder or address of a store.", metavar="SRC")],
+    destination: Annotated[
+        str, typer.Argument(help="Folder or address to copy it to; made when there is none.", metavar="DST")
+    ],
+    both: Annotated[bool, typer.Option("--both", help="Then copy back what only DST has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy completed rows that DST lacks, up or down: folders, s3://, gs://, az://, file://. Doing it again copies what is
+    new or was left by an interruption. Exit status 1 when rows conflict or are bad.
+
+    Example: datamodels sync runs/a s3://bucket/runs/a
+
+    Example: datamodels sync s3://bucket/runs/a runs/a
+    """
+    from datamodels.store import Store
+
+    results = [(destination, source, Store.open(source).copy_to(destination))]
+    if both:
+        results.append((source, destination, Store.open(destination).copy_to(source)))
+    facts = [{"to": to, **result.to_dict()} for to, _, result in results]
+    emit(
+        {"copies": facts} if both else facts[0],
+        "\n".join(f"{to}: {_copied(origin, result)}" for to, origin, result in results),
+        as_json,
+    )
+    if any(result.conflicting or result.bad_in_source for _, _, result in results):
+        raise typer.Exit(1)
+
+
+def _copied(origin: str, result: Merged) -> str:
+    text = f"copied {len(result.copied)} rows, {len(result.already_there)} were there"
+    if result.conflicting:
+        text += f"; rows with other content in {origin}, left as they are here: {result.conflicting}"
+    if result.bad_in_source:
+        text += f"; rows that are damaged in {origin}, not copied: {result.bad_in_source}"
+    return text
+
+
 def merge(
     store: StorePath,
-    other: Annotated[Path, typer.Argument(help="Store to copy completed rows from.", metavar="OTHER")],
+    other: Annotated[str, typer.Argument(help="Store to copy completed rows from.", metavar="OTHER")],
     as_json: Json = False,
 ) -> None:
     """Copy completed rows from a store of the same design. Exit status 1 when rows conflict or are bad.
@@ -248,11 +336,6 @@ def merge(
     from datamodels.store import Store
 
     result = Store.open(store).merge(Store.open(other))
-    text = f"copied {len(result.copied)} rows, {len(result.already_there)} were there"
-    if result.conflicting:
-        text += f"; rows with other content in {other}, left as they are here: {result.conflicting}"
-    if result.bad_in_source:
-        text += f"; rows that are damaged in {other}, not copied: {result.bad_in_source}"
-    emit(result.to_dict(), text, as_json)
+    emit(result.to_dict(), _copied(other, result), as_json)
     if result.conflicting or result.bad_in_source:
         raise typer.Exit(1)

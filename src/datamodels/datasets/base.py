@@ -143,6 +143,11 @@ class Dataset:
     hidden_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
 
+    @property
+    def ids(self) -> dict[str, NDArray[np.str_] | None]:
+        """Names of the examples of each split, as `Store.create` takes them."""
+        return {"train": self.train.ids, "test": self.test.ids}
+
     def __post_init__(self) -> None:
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
             raise RequestError(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
+from datamodels.executors.pool import MakePool, Pool, pool_of
 from datamodels.memory import bytes_of
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso, from_description
 from datamodels.regression.offset import take_off
 from datamodels.regression.own_rows import blas_limit
+from datamodels.regression.parts import Penalty, solve_problem, solve_statistics, statistics_by_rows
 from datamodels.regression.prior import check_scores
 from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
@@ -43,6 +46,7 @@ def fit(
     targets_are_train: bool | None = None,
     penalty_factors: NDArray[Any] | None = None,
     memory: int | str | None = None,
+    executor: str | MakePool = "local",
     progress: bool = True,
 ) -> Attribution:
     """Fit datamodels: regress outputs on subset membership.
@@ -71,6 +75,9 @@ def fit(
     memory
         Bytes that tables of counts may take (or text like ``"8GB"``); by default most of what is free. What needs
         more is computed from bit-packed masks on demand: the same answer, later.
+    executor
+        ``local``: this process and its threads. ``"ray"`` or its settings, `datamodels.executors.Ray`: ranges of rows are
+        summed up, and blocks of targets solved, on a cluster whose nodes can all read the store.
 
     Returns
     -------
@@ -92,7 +99,14 @@ def fit(
         targets=targets,
         targets_are_train=targets_are_train,
     )
-    return fit_problem(problem, resolve(estimator), penalty_factors=penalty_factors, memory=memory, progress=progress)
+    return fit_problem(
+        problem,
+        resolve(estimator),
+        penalty_factors=penalty_factors,
+        memory=memory,
+        executor=executor,
+        progress=progress,
+    )
 
 
 def resolve(estimator: Estimator | type[Estimator] | str | None) -> Estimator:
@@ -112,6 +126,7 @@ def fit_problem(
     *,
     penalty_factors: NDArray[Any] | None = None,
     memory: int | str | None = None,
+    executor: str | MakePool = "local",
     progress: bool = True,
 ) -> Attribution:
     """`fit` for rows that were put together already."""
@@ -119,42 +134,48 @@ def fit_problem(
     apart = estimator.out_of_mask and problem.train_columns is not None
     for name, scores in estimator.scores().items():
         check_scores(scores, problem, name)
-    if estimator.offset is None:
-        solution = _solve(problem, estimator, penalty, memory, progress, apart=apart)
-    else:
-        rest, offset = take_off(problem, estimator.offset)
-        plain: Estimator = replace(estimator, offset=None)  # type: ignore[type-var]
-        left = _solve(rest, plain, penalty, memory, progress, apart=apart)
-        if "path_val_error" in left.facts:
-            solution = offset.chosen(left, _solve(problem, plain, penalty, memory, progress, apart=apart))
+    with pool_of(executor) as pool:
+        solve = partial(_solve, penalty=penalty, memory=memory, pool=pool, progress=progress, apart=apart)
+        if estimator.offset is None:
+            solution = solve(problem, estimator)
         else:
-            solution = offset.added_to(left)
+            rest, offset = take_off(problem, estimator.offset)
+            plain: Estimator = replace(estimator, offset=None)  # type: ignore[type-var]
+            left = solve(rest, plain)
+            if "path_val_error" in left.facts:
+                solution = offset.chosen(left, solve(problem, plain))
+            else:
+                solution = offset.added_to(left)
     return attribution_of(solution, problem, estimator, out_of_mask=apart)
 
 
 def _solve(
     problem: Problem,
     estimator: Estimator,
-    penalty: NDArray[np.float64] | None,
-    memory: int | str | None,
-    progress: bool,
     *,
+    penalty: Penalty,
+    memory: int | str | None,
+    pool: Pool,
+    progress: bool,
     apart: bool,
 ) -> Solution:
     if apart:
-        return _fit_out_of_mask(problem, estimator, penalty, progress)
+        return _fit_out_of_mask(problem, estimator, penalty, pool, progress)
     if estimator.prefers_rows(problem, bytes_of(memory)):
-        return _fit_rows(problem, estimator, penalty, progress)
-    return _fit_statistics(problem, estimator, penalty, progress)
+        return _fit_rows(problem, estimator, penalty, pool, progress)
+    return _fit_statistics(problem, estimator, penalty, pool, progress)
 
 
 def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *, out_of_mask: bool) -> Attribution:
     """A solution with where it comes from; rows that a prior or an offset has used are used too."""
+    names = {"ids": problem.target_ids} if problem.target_ids is not None else {}
+    train_names = {"ids": problem.train_ids} if problem.train_ids is not None else {}
     before = [scores.provenance.get("sources", []) for scores in estimator.scores().values()]
     return Attribution(
         weights=solution.weights.astype(np.float32, copy=False),
         bias=solution.bias,
-        target_facts={"target": problem.targets, **solution.facts},
+        target_facts={"target": problem.targets, **names, **solution.facts},
+        train_facts=train_names,
         train_columns=problem.train_columns,
         provenance={
             "estimator": estimator.describe(),
@@ -188,32 +209,32 @@ def _checked_penalty(given: NDArray[Any] | None, problem: Problem, estimator: Es
     return penalty
 
 
-def _fit_statistics(
-    problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool
-) -> Solution:
+def _fit_statistics(problem: Problem, estimator: Estimator, penalty: Penalty, pool: Pool, progress: bool) -> Solution:
     """All targets from shared statistics."""
     with Progress("reading rows", problem.n_rows, "rows", show=progress) as bar:
-        data = SplitStatistics.of(problem, estimator.splits(problem.units), bar.advance)
+        data = statistics_by_rows(problem, estimator.splits(problem.units), pool, bar.advance)
     _warn_constant(data.rest.sum_x + sum(part.sum_x for part in data.held_out), data.count)
     with Progress(f"fitting ({estimator.name})", problem.n_targets, "targets", show=progress) as bar:
-        return estimator.solve(data, penalty=penalty, progress=bar.advance)
+        return solve_statistics(data, estimator, penalty, pool, bar.advance)
 
 
-def _fit_rows(problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool) -> Solution:
+def _fit_rows(problem: Problem, estimator: Estimator, penalty: Penalty, pool: Pool, progress: bool) -> Solution:
     """All targets from the same rows, kept as bits."""
     seen = np.zeros(problem.n_train)
     for x, _ in replace(problem, targets=problem.targets[:0]).chunks():
         seen += x.sum(axis=0)
     _warn_constant(seen, problem.n_rows)
     with Progress(f"fitting ({estimator.name}) from rows", problem.n_targets, "targets", show=progress) as bar:
-        solution = estimator.solve_rows(problem, own_rows=False, penalty=penalty, progress=bar.advance)
+        return solve_problem(_from_rows, problem, estimator, penalty, pool, bar.advance)
+
+
+def _from_rows(problem: Problem, estimator: Estimator, penalty: Penalty, progress: Callable[[int], None]) -> Solution:
+    solution = estimator.solve_rows(problem, own_rows=False, penalty=penalty, progress=progress)
     assert solution is not None
     return solution
 
 
-def _fit_out_of_mask(
-    problem: Problem, estimator: Estimator, penalty: NDArray[np.float64] | None, progress: bool
-) -> Solution:
+def _fit_out_of_mask(problem: Problem, estimator: Estimator, penalty: Penalty, pool: Pool, progress: bool) -> Solution:
     """Each target from the rows that do not hold it."""
     title = f"fitting out of mask ({estimator.name})"
     with (
@@ -221,14 +242,17 @@ def _fit_out_of_mask(
         warnings.catch_warnings(record=True) as said,
     ):
         warnings.simplefilter("always", ConvergenceWarning)
-        solution = estimator.solve_rows(problem, own_rows=True, penalty=penalty, progress=bar.advance)
-        if solution is None:
-            solution = _one_by_one(problem, estimator, bar.advance)
+        solution = solve_problem(_apart, problem, estimator, penalty, pool, bar.advance)
     for item in said:
         if not issubclass(item.category, ConvergenceWarning):
             warnings.warn(item.message, stacklevel=3)
     _warn_apart(problem, solution, [str(i.message) for i in said if issubclass(i.category, ConvergenceWarning)])
     return solution
+
+
+def _apart(problem: Problem, estimator: Estimator, penalty: Penalty, progress: Callable[[int], None]) -> Solution:
+    solution = estimator.solve_rows(problem, own_rows=True, penalty=penalty, progress=progress)
+    return _one_by_one(problem, estimator, progress) if solution is None else solution
 
 
 def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int], None]) -> Solution:
@@ -248,11 +272,7 @@ def _one_by_one(problem: Problem, estimator: Estimator, progress: Callable[[int]
             never = np.array([int(((seen == 0) | (seen == data.count)).sum())])
             solutions.append(replace(solution, facts={"n_constant": never, **solution.facts}))
             progress(1)
-    return Solution(
-        np.concatenate([solution.weights for solution in solutions], axis=1),
-        np.concatenate([solution.bias for solution in solutions]),
-        {name: np.concatenate([solution.facts[name] for solution in solutions]) for name in solutions[0].facts},
-    )
+    return Solution.joined(solutions)
 
 
 def _warn_apart(problem: Problem, solution: Solution, late: list[str]) -> None:

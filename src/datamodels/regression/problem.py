@@ -41,6 +41,8 @@ class Source:
         (k,) the rows that take part, ascending.
     units, mask_numbers
         (k,) design unit and mask number of each of them: rows of one mask number are replicates.
+    train_ids, output_ids
+        (n_train,) names of the training examples, and of the examples that a row's outputs are of, where they are known.
     """
 
     identity: str
@@ -51,6 +53,8 @@ class Source:
     mask_numbers: NDArray[np.int64]
     n_train: int
     description: dict[str, Any]
+    train_ids: NDArray[np.str_] | None = None
+    output_ids: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if self.outputs.dtype.kind not in "biuf":
@@ -88,6 +92,8 @@ class Source:
                 "design": store.design.to_dict() if store.design else None,
                 "fingerprint": store.fingerprint(),
             },
+            train_ids=store.ids("train"),
+            output_ids=_output_ids(store, outputs_key),
         )
 
     @classmethod
@@ -149,6 +155,12 @@ class Source:
     def take(self, positions: NDArray[Any]) -> Source:
         names = ("rows", "units", "mask_numbers")
         return replace(self, **{name: getattr(self, name)[positions] for name in names})
+
+
+def _output_ids(store: Store, outputs_key: str) -> NDArray[np.str_] | None:
+    """Names of the test examples, when a row has one output of each."""
+    field, names = store.field(outputs_key), store.ids("test")
+    return names if names is not None and field.of is None and field.shape == names.shape else None
 
 
 def _array_identity(masks: NDArray[Any]) -> str:
@@ -257,6 +269,19 @@ class Problem:
     @property
     def n_train(self) -> int:
         return self.sources[0].n_train
+
+    @property
+    def train_ids(self) -> NDArray[np.str_] | None:
+        """Names of the training examples, (n_train,), where the first source has them."""
+        return self.sources[0].train_ids
+
+    @property
+    def target_ids(self) -> NDArray[np.str_] | None:
+        """Names of the examples that the targets are, (n_targets,), where the first source has them."""
+        if self.train_columns is not None:
+            return None if self.train_ids is None else self.train_ids[self.train_columns]
+        names = self.sources[0].output_ids
+        return None if names is None else names[self.targets]
 
     @property
     def n_targets(self) -> int:

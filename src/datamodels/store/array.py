@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +54,15 @@ class RowArray:
             with path.open("rb") as file:
                 version = npy_format.read_magic(file)
                 reader = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-                shape, fortran, dtype = reader(file)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # headers of Python 2
+                    shape, fortran, dtype = reader(file)
                 offset = file.tell()
         except FileNotFoundError:
             raise CorruptStoreError(f"{path} is missing from the store") from None
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a damaged header may raise anything
             raise CorruptStoreError(f"{path} is not a readable .npy file: {first_line(error)}") from None
-        if not shape or dtype.kind not in "biufc":
+        if not shape or dtype.kind not in "biufc" or any(type(size) is not int or size < 0 for size in shape):
             raise NotRows(f"{path} holds {dtype} of shape {shape}; a store holds rows of numbers")
         if fortran and len(shape) > 1:
             raise CorruptStoreError(f"{path} is in Fortran order; a store has one row after the other")
@@ -70,6 +73,13 @@ class RowArray:
         if have < need:
             raise CorruptStoreError(
                 f"{self.path} is truncated: {have} bytes, {rows} rows need {need}; restore it from a copy"
+            )
+
+    def check_type(self, dtype: np.dtype[Any]) -> None:
+        """That rows are single values of a type."""
+        if len(self.shape) != 1 or self.dtype.newbyteorder("=") != dtype:
+            raise CorruptStoreError(
+                f"{self.path} holds {self.dtype} of shape {self.shape}; {dtype} (rows,) was written: restore it from a copy"
             )
 
     def grown_header(self, rows: int) -> bytes:
@@ -92,6 +102,26 @@ class RowArray:
             for start, stop in runs(rows):
                 pwrite(fd, value[start:stop].tobytes(), self.offset + int(rows[start]) * self.row_bytes)
             flush(fd)
+
+    def load(self, rows: int) -> NDArray[Any]:
+        """The first rows, read into memory: where a disk cannot be read, a memory map would end the process.
+
+        Raises
+        ------
+        StoreError
+            when the disk refuses.
+        CorruptStoreError
+            when the file has become shorter.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(rows * self.row_bytes)
+        except OSError as error:
+            raise StoreError(f"cannot read {str(self.path)!r}: {first_line(error)}") from None
+        if len(data) < rows * self.row_bytes:
+            self.check_size(rows)
+        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
 
     def memmap(self, rows: int) -> NDArray[Any]:
         shape = (rows, *self.shape[1:])

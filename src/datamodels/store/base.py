@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from datamodels.design import Design, label_codes
 from datamodels.errors import CorruptStoreError, RequestError, RowError, first_line
 from datamodels.progress import Progress
-from datamodels.spec import MASKS, KeySpec, Spec, check_rows
+from datamodels.spec import IDS, LABELS, MASKS, KeySpec, Spec, check_rows
 from datamodels.store.meta import Meta
 from datamodels.store.records import Merged, Status, Verified
 from datamodels.sweep import Sweep
@@ -77,6 +77,7 @@ class Store(ABC):
         design: Design | None = None,
         sweep: Sweep | None = None,
         labels: ArrayLike | None = None,
+        ids: Mapping[str, ArrayLike | None] | None = None,
     ) -> Store:
         """Make a store where there is none.
 
@@ -99,6 +100,9 @@ class Store(ABC):
         labels
             Class of each training example, (n_train,), kept with the store; lets `train` report
             subsets that lack a class.
+        ids
+            ``{"train": names, "test": names}``, either of which may be missing: names of the training examples,
+            (n_train,), and of the test examples that targets are, in their order. Fits hand them on.
 
         Raises
         ------
@@ -108,8 +112,8 @@ class Store(ABC):
             when schema, spec, design and sweep do not go together.
         """
         spec = _plan(schema, spec, design, sweep)
-        codes = None if labels is None else _check_labels(labels, design)
-        return cls._backend(path)._create(path, Meta.new(spec, design, sweep), codes)
+        facts = {} if labels is None else {LABELS: _check_labels(labels, design)}
+        return cls._backend(path)._create(path, Meta.new(spec, design, sweep), facts | _check_ids(ids, design))
 
     def copy_to(self, path: str | Path, *, progress: bool = True) -> Merged:
         """Copy the completed rows to another store, made when there is none, that lacks them: here or far away.
@@ -133,7 +137,7 @@ class Store(ABC):
             if other.n_models < self.n_models:
                 other.extend(self.n_models - other.n_models)
         else:
-            other = backend._create(path, self._as_meta(), self.labels())
+            other = backend._create(path, self._as_meta(), self._facts())
         return other.merge(self, progress=progress)
 
     @abstractmethod
@@ -150,6 +154,7 @@ class Store(ABC):
         design: Design | None = None,
         sweep: Sweep | None = None,
         labels: ArrayLike | None = None,
+        ids: Mapping[str, ArrayLike | None] | None = None,
     ) -> Store:
         """The store at `path`, made when there is none: for scripts that are run again and again.
 
@@ -162,7 +167,7 @@ class Store(ABC):
         """
         backend = cls._backend(path)
         if not backend._exists(path):
-            return cls.create(path, schema=schema, spec=spec, design=design, sweep=sweep, labels=labels)
+            return cls.create(path, schema=schema, spec=spec, design=design, sweep=sweep, labels=labels, ids=ids)
         store, wanted = backend._open(path), _plan(schema, spec, design, sweep)
         for what, mine, given in (
             ("sweep", store.sweep, sweep),
@@ -192,7 +197,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store: ...
+    def _create(cls, path: str | Path, meta: Meta, facts: Mapping[str, NDArray[Any]]) -> Store: ...
 
     @classmethod
     @abstractmethod
@@ -229,9 +234,21 @@ class Store(ABC):
     def array(self, key: str) -> NDArray[Any]:
         """All rows of a key, (n_models, *shape), read-only and not loaded; incomplete rows hold anything."""
 
-    @abstractmethod
     def labels(self) -> NDArray[np.int64] | None:
         """Class of each training example, (n_train,), when the store was created with labels."""
+        return self._fact(LABELS)
+
+    def ids(self, of: Literal["train", "test"]) -> NDArray[np.str_] | None:
+        """Names of the training or of the test examples, when the store was created with them."""
+        return self._fact(IDS[of])
+
+    @abstractmethod
+    def _fact(self, name: str) -> NDArray[Any] | None:
+        """An array that was given when the store was created."""
+
+    def _facts(self) -> dict[str, NDArray[Any]]:
+        found = {name: self._fact(name) for name in (LABELS, *IDS.values())}
+        return {name: array for name, array in found.items() if array is not None}
 
     def masks(self, start: int = 0, stop: int | None = None, *, key: str = MASKS) -> NDArray[np.bool_]:
         """The masks of rows start..stop-1, bool (rows, n_train), read or regenerated from the design."""
@@ -385,11 +402,11 @@ class Store(ABC):
     def status(self) -> Status:
         """Counts, failures, and, while campaigns run, their rate and the time left."""
         done = self.completed()
-        failed = sorted(row for row in self.failures() if not done[row])
+        failed = sorted(row for row in self.failures() if row < len(done) and not done[row])
         rate = sum(
-            beat["rows_per_second"]
+            beat.get("rows_per_second", 0)
             for beat in self.campaigns()
-            if beat.get("running") and time.time() - beat.get("updated", 0) < 60
+            if beat.get("running") and abs(time.time() - beat.get("updated", 0)) < 60  # either way: clocks are set back
         )
         completed = int(done.sum())
         pending = self.n_models - completed - len(failed)
@@ -622,6 +639,18 @@ def _check_design(spec: Spec, design: Design | None) -> None:
         )
     if masks is not None and masks.dtype not in ("bool", "uint8"):
         raise RequestError(f"'masks' has dtype {masks.dtype} in the schema; with a design it must be bool or uint8")
+
+
+def _check_ids(ids: Mapping[str, ArrayLike | None] | None, design: Design | None) -> dict[str, NDArray[np.str_]]:
+    given = {of: np.asarray(names) for of, names in (ids or {}).items() if names is not None}
+    for of, names in given.items():
+        if of not in IDS or names.ndim != 1 or names.dtype.kind != "U":
+            raise RequestError(
+                f"ids[{of!r}] is {names.dtype} {names.shape}; give texts, one per example, for {', '.join(IDS)}"
+            )
+        if of == "train" and design is not None and len(names) != design.n_train:
+            raise RequestError(f"ids['train'] has {len(names)} entries; the design has {design.n_train} train examples")
+    return {IDS[of]: names for of, names in given.items()}
 
 
 def _check_labels(labels: ArrayLike, design: Design | None) -> NDArray[np.int64]:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.design import Design
-from datamodels.errors import CorruptStoreError, first_line, newer_format
-from datamodels.spec import Spec
+from datamodels.errors import CorruptStoreError, RequestError, first_line, newer_format
+from datamodels.spec import DESIGN_MASKS, Spec
 from datamodels.sweep import Sweep
 from datamodels.version import versions
 
@@ -68,13 +68,20 @@ class Meta:
                 "put the original back (to add models, use `datamodels extend`)"
             )
         try:
+            if not isinstance(record["id"], str):
+                raise TypeError(f"its id is {record['id']!r}")
             spec = Spec.model_validate(record["spec"])
             design = None
             if record.get("design") is not None:
                 packed = masks() if record["design"].get("kind") == "explicit" else None
-                design = Design.from_dict(record["design"], packed)
+                if packed is not None and (packed.dtype != np.uint8 or packed.ndim != 2):
+                    raise ValueError(f"{DESIGN_MASKS}.npy holds {packed.dtype} of shape {packed.shape}")
+                try:
+                    design = Design.from_dict(record["design"], packed)
+                except RequestError as error:
+                    raise ValueError(f"{first_line(error)} ({DESIGN_MASKS}.npy)") from None
             sweep = Sweep.from_dict(record["sweep"]) if "sweep" in record else None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise CorruptStoreError(f"{place} is damaged: {first_line(error)}") from None
         if sweep is not None and sweep.identity != record.get("sweep_identity"):
             raise CorruptStoreError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, WriteError, first_line
-from datamodels.spec import CHECKSUM, COMPLETED, DESIGN_MASKS, LABELS, Spec
+from datamodels.spec import CHECKSUM, COMPLETED, DESIGN_MASKS, Spec
 from datamodels.store.array import (
     NotRows,
     RowArray,
@@ -35,11 +36,11 @@ from datamodels.store.array import (
 )
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.meta import Meta
+from datamodels.store.records import beat_of
 from datamodels.sweep import Sweep
 
 _META = "store.json"
 _DESIGN_MASKS = f"{DESIGN_MASKS}.npy"
-_LABELS = f"{LABELS}.npy"
 _EXTEND_LOCK = 1 << 60
 
 
@@ -67,7 +68,7 @@ class NpyStore(Store):
     # -- creation and opening -----------------------------------------------------------------------
 
     @classmethod
-    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store:
+    def _create(cls, path: str | Path, meta: Meta, facts: Mapping[str, NDArray[Any]]) -> Store:
         path = Path(path)
         for name in (_META, f"{COMPLETED}.npy"):
             if (path / name).exists():
@@ -77,7 +78,7 @@ class NpyStore(Store):
         made: list[Path] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            cls._create_files(path, meta, labels, made)
+            cls._create_files(path, meta, facts, made)
         except FileExistsError as error:
             remove(made)
             raise StoreError(
@@ -98,18 +99,17 @@ class NpyStore(Store):
         cls,
         path: Path,
         meta: Meta,
-        labels: NDArray[np.int64] | None,
+        facts: Mapping[str, NDArray[Any]],
         made: list[Path],
     ) -> None:
         rows = meta.spec.num_models
         for key, field in meta.spec.fields.items():
             allocate(path / f"{key}.npy", (rows, *field.shape), field.numpy_dtype, made)
         allocate(path / f"{CHECKSUM}.npy", (rows,), np.dtype(np.uint32), made)
-        extra = {_DESIGN_MASKS: meta.design.packed_masks if meta.design else None, _LABELS: labels}
-        for name, array in extra.items():
+        for name, array in {DESIGN_MASKS: meta.design.packed_masks if meta.design else None, **facts}.items():
             if array is not None:
-                made.append(path / name)
-                write_atomically(path / name, npy_bytes(array))
+                made.append(path / f"{name}.npy")
+                write_atomically(made[-1], npy_bytes(array))
         made.append(path / _META)
         _write_meta(path, meta)
         # Last, since a folder without it is no store.
@@ -133,6 +133,8 @@ class NpyStore(Store):
                 f"there is no store at {str(path)!r}{part}; create one with `datamodels init` or Store.create"
             )
         if not (path / _META).exists():
+            if (path / f"{CHECKSUM}.npy").exists():
+                raise CorruptStoreError(f"{path / _META} is missing from the store; restore it from a copy")
             return cls._open_classic(path)
         meta = _read_meta(path)
         spec = meta.spec
@@ -144,6 +146,8 @@ class NpyStore(Store):
                     f"{path / _META} says {key!r} is {field.dtype} {list(field.shape)} per row, and {found.path.name} "
                     f"holds {found.dtype} {list(found.shape[1:])}: one of them was edited"
                 )
+        for name, dtype in ((CHECKSUM, np.uint32), (COMPLETED, np.bool_)):
+            arrays[name].check_type(np.dtype(dtype))
         for array in arrays.values():
             array.check_size(spec.num_models)
         return cls(path, spec, meta.design, meta.sweep, arrays, meta)
@@ -152,6 +156,7 @@ class NpyStore(Store):
     def _open_classic(cls, path: Path) -> Store:
         """A folder of the original library: no ``store.json``, no checksums."""
         arrays = {COMPLETED: RowArray.read(path / f"{COMPLETED}.npy")}
+        arrays[COMPLETED].check_type(np.dtype(np.bool_))
         rows = arrays[COMPLETED].shape[0]
         for file in sorted(path.glob("*.npy")):
             if not file.name.startswith(("_", ".")):
@@ -172,23 +177,27 @@ class NpyStore(Store):
         }
         for array in arrays.values():
             array.check_size(rows)
-        return cls(path, Spec.model_validate({"num_models": rows, "schema": schema}), None, None, arrays, None)
+        try:
+            spec = Spec.model_validate({"num_models": rows, "schema": schema})
+        except ValueError as error:
+            raise CorruptStoreError(f"{path} is no store: {first_line(error)}") from None
+        return cls(path, spec, None, None, arrays, None)
 
     # -- reading --------------------------------------------------------------------------------------
 
     def completed(self) -> NDArray[np.bool_]:
-        return np.array(self._arrays[COMPLETED].memmap(self.n_models)).astype(np.bool_)
+        return self._arrays[COMPLETED].load(self.n_models).view(np.uint8) != 0  # also of bytes that are no bool
 
     def array(self, key: str) -> NDArray[Any]:
         self.field(key)
         return self._arrays[key].memmap(self.n_models)
 
     def checksums(self) -> NDArray[np.uint32] | None:
-        return np.array(self._arrays[CHECKSUM].memmap(self.n_models)) if CHECKSUM in self._arrays else None
+        return self._arrays[CHECKSUM].load(self.n_models) if CHECKSUM in self._arrays else None
 
-    def labels(self) -> NDArray[np.int64] | None:
-        file = self.path / _LABELS
-        return np.load(file, allow_pickle=False) if file.exists() else None
+    def _fact(self, name: str) -> NDArray[Any] | None:
+        file = self.path / f"{name}.npy"
+        return _load(file) if file.exists() else None
 
     def _as_meta(self) -> Meta:
         return self._meta or Meta.new(self.spec, None, None)
@@ -281,46 +290,48 @@ class NpyStore(Store):
 
     def record_failure(self, row: int, text: str) -> str:
         file = self.path / "failures" / f"{row}.log"
-        file.parent.mkdir(exist_ok=True)
-        write_atomically(file, text.encode())
+        self._leave(file, text, sync=True)
         return str(file)
 
     def failures(self) -> dict[int, str]:
         folder = self.path / "failures"
         files = folder.glob("*.log") if folder.is_dir() else ()
-        return {int(file.stem): str(file) for file in files if file.stem.isdigit()}
+        return {int(file.stem): str(file) for file in files if file.stem.isdecimal()}
 
     def failure_log(self, row: int) -> str:
         file = self.path / "failures" / f"{row}.log"
-        return file.read_text() if file.exists() else ""
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def _forget_failures(self, rows: NDArray[np.int64]) -> None:
         if (self.path / "failures").is_dir():
             for row in rows:
-                (self.path / "failures" / f"{row}.log").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the row is there, and a log of a complete row is passed over
+                    (self.path / "failures" / f"{row}.log").unlink(missing_ok=True)
 
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
-        folder = self.path / "campaigns"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{name}.json", json.dumps(beat).encode(), sync=False)
+        self._leave(self.path / "campaigns" / f"{name}.json", json.dumps(beat))
+
+    def _leave(self, file: Path, text: str, *, sync: bool = False) -> None:
+        try:
+            write_atomically(file, text.encode(), sync=sync)
+        except OSError as error:
+            raise WriteError(f"cannot write {str(file)!r}: {first_line(error)}") from None
 
     def campaigns(self) -> list[dict[str, Any]]:
         folder = self.path / "campaigns"
         beats = []
         for file in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else ():
-            with contextlib.suppress(OSError, ValueError):  # being replaced, or left by a killed process
-                beats.append(json.loads(file.read_text()))
-        return beats
+            with contextlib.suppress(OSError):  # being replaced
+                beats.append(beat_of(file.read_bytes()))
+        return [beat for beat in beats if beat is not None]
 
     def ask_to_stop(self, name: str, reason: str) -> None:
-        folder = self.path / "campaigns"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{name}.stop", reason.encode(), sync=False)
+        self._leave(self.path / "campaigns" / f"{name}.stop", reason)
 
     def asked_to_stop(self, name: str) -> str | None:
         try:
-            return (self.path / "campaigns" / f"{name}.stop").read_text()
-        except FileNotFoundError:
+            return (self.path / "campaigns" / f"{name}.stop").read_text(errors="replace")
+        except OSError:
             return None
 
 
@@ -333,6 +344,13 @@ def _read_meta(path: Path) -> Meta:
     file = path / _META
     try:
         record = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{file} is damaged: {first_line(error)}") from None
-    return Meta.of(record, str(file), f"the store {str(path)!r}", lambda: np.load(path / _DESIGN_MASKS, mmap_mode="r"))
+    return Meta.of(record, str(file), f"the store {str(path)!r}", lambda: _load(path / _DESIGN_MASKS, mmap_mode="r"))
+
+
+def _load(file: Path, **how: Any) -> NDArray[Any]:
+    try:
+        return np.load(file, allow_pickle=False, **how)
+    except Exception as error:  # a damaged header may raise anything
+        raise CorruptStoreError(f"{file} is damaged: {first_line(error)}; restore it from a copy") from None

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+
+def beat_of(data: bytes) -> dict[str, Any] | None:
+    """A heartbeat as it was left; None for what is none (half a file, one of another program)."""
+    try:
+        beat = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    numbers = ("updated", "rows_per_second")
+    known = isinstance(beat, dict) and all(isinstance(beat.get(name, 0), int | float) for name in numbers)
+    return beat if known and isinstance(beat.get("task", ""), str) else None
 
 
 @dataclass(frozen=True)

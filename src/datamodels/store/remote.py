@@ -36,11 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line
-from datamodels.spec import DESIGN_MASKS, LABELS, KeySpec, Spec
+from datamodels.spec import DESIGN_MASKS, KeySpec, Spec
 from datamodels.store.array import npy_bytes
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.meta import Meta
 from datamodels.store.objects import Changed, Objects
+from datamodels.store.records import beat_of
 
 ROWS = "_rows"
 _ROOT = "zarr.json"
@@ -84,13 +85,13 @@ class RemoteStore(Store):
     # -- creation and opening -----------------------------------------------------------------------
 
     @classmethod
-    def _create(cls, path: str | Path, meta: Meta, labels: NDArray[np.int64] | None) -> Store:
+    def _create(cls, path: str | Path, meta: Meta, facts: Mapping[str, NDArray[Any]]) -> Store:
         address = str(path)
         objects = Objects(address, make=True)
         if objects.read(_ROOT) is not None:
             raise StoreError(f"a store exists at {address!r}: open it, or choose another address; nothing was changed")
         block = _block_rows(meta.spec)
-        for name, array in ((DESIGN_MASKS, meta.design.packed_masks if meta.design else None), (LABELS, labels)):
+        for name, array in {DESIGN_MASKS: meta.design.packed_masks if meta.design else None, **facts}.items():
             if array is not None:
                 objects.put(f"{name}.npy", npy_bytes(array))
         try:
@@ -133,7 +134,9 @@ class RemoteStore(Store):
             document = json.loads(found[0])
             record = document["attributes"][_ATTRIBUTE]
             block = record["block_rows"]
-        except (ValueError, KeyError, TypeError) as error:
+            if {**document, "attributes": 0} != {"zarr_format": 3, "node_type": "group", "attributes": 0}:
+                raise ValueError("it is no group of Zarr v3 as a store writes one")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(f"{place} is damaged: {first_line(error)}") from None
         meta = Meta.of(record, place, f"the store {address!r}", masks)
         if type(block) is not int or not 1 <= block <= 1 << 20:
@@ -150,9 +153,9 @@ class RemoteStore(Store):
         ):
             try:
                 there, expected = json.loads(found[0] if found else b"null"), json.loads(wanted[name])
-                same = all(there[part] == expected[part] for part in ("data_type", "chunk_grid", "codecs"))
-                same &= there["shape"][1:] == expected["shape"][1:] and there["shape"][0] >= expected["shape"][0]
-            except (ValueError, TypeError, KeyError, IndexError):
+                same = there["shape"][1:] == expected["shape"][1:] and there["shape"][0] >= expected["shape"][0]
+                same = same and there == {**expected, "shape": there["shape"], "attributes": there["attributes"]}
+            except (ValueError, TypeError, KeyError, IndexError, RecursionError):
                 same = False
             if not same:
                 raise CorruptStoreError(
@@ -183,8 +186,8 @@ class RemoteStore(Store):
             self._zarr = zarr.open_group(ObjectStore(self._objects.store, read_only=True), mode="r", zarr_format=3)
         return RemoteArray(self._zarr[key], self.n_models, field)  # type: ignore[return-value]
 
-    def labels(self) -> NDArray[np.int64] | None:
-        return _npy(self._objects, LABELS, self.path)
+    def _fact(self, name: str) -> NDArray[Any] | None:
+        return _npy(self._objects, name, self.path)
 
     def _as_meta(self) -> Meta:
         return self._meta
@@ -309,7 +312,7 @@ class RemoteStore(Store):
         return f"{self.path}/failures/{row}.log"
 
     def failures(self) -> dict[int, str]:
-        names = {int(Path(name).stem): name for name in self._objects.names("failures") if Path(name).stem.isdigit()}
+        names = {int(Path(name).stem): name for name in self._objects.names("failures") if Path(name).stem.isdecimal()}
         done = self.completed() if names else np.empty(0, np.bool_)
         return {row: f"{self.path}/{name}" for row, name in names.items() if row < len(done) and not done[row]}
 
@@ -322,14 +325,15 @@ class RemoteStore(Store):
 
     def campaigns(self) -> list[dict[str, Any]]:
         names = [name for name in self._objects.names("campaigns") if name.endswith(".json")]
-        return [json.loads(found[0]) for found in self._parallel(self._objects.read, names) if found]
+        beats = [beat_of(found[0]) for found in self._parallel(self._objects.read, names) if found]
+        return [beat for beat in beats if beat is not None]
 
     def ask_to_stop(self, name: str, reason: str) -> None:
         self._objects.put(f"campaigns/{name}.stop", reason.encode())
 
     def asked_to_stop(self, name: str) -> str | None:
         found = self._objects.read(f"campaigns/{name}.stop")
-        return found[0].decode() if found else None
+        return found[0].decode(errors="replace") if found else None
 
 
 class RemoteArray:
@@ -383,7 +387,7 @@ class RemoteArray:
                 found = np.asarray(self._chunks[low:high])
             else:
                 found = np.asarray(self._chunks.oindex[rows])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:  # memory: a damaged chunk may claim any size
             raise CorruptStoreError(
                 f"{self._chunks.store_path}: a chunk of rows {low} to {high - 1} is damaged ({first_line(error)}); {_REMEDY}"
             ) from None
@@ -581,7 +585,7 @@ def _decoded(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], name: st
     size = math.prod(shape) * dtype.itemsize
     try:
         raw = _zstd().decode(data) if _packs(dtype) else data
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:  # memory: a damaged chunk may claim any size
         raise CorruptStoreError(f"{name} is damaged: {first_line(error)}; {_REMEDY}") from None
     if len(raw) != size:
         raise CorruptStoreError(f"{name} holds {len(raw)} bytes and not {size}: it is damaged; {_REMEDY}")
@@ -644,5 +648,5 @@ def _npy(objects: Objects, name: str, address: str) -> Any:
         return None
     try:
         return np.load(io.BytesIO(found[0]), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header may raise anything
         raise CorruptStoreError(f"{address}/{name}.npy is damaged: {first_line(error)}") from None

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodels.design import subsets_without_class
-from datamodels.errors import MissingClassWarning, RequestError, TaskChangedWarning
+from datamodels.errors import MissingClassWarning, RequestError, StoreError, TaskChangedWarning
 from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_named
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS
@@ -26,10 +27,12 @@ from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_ta
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
 _LONGEST_BLOCK = 20.0  # seconds
+_LONGEST_FAR_BLOCK = 300.0  # where rows are written in blocks, since parts of blocks cost as much as whole ones
 _SMALL_BLOCK = 8  # rows; not cut further while their time is unknown
 _BACK_OFF = 0.5
 _LONGEST_BACK_OFF = 60.0
 _HEARTBEAT = 1.0
+_BEAT_SHARE = 20  # a heartbeat may take so small a part of the time: stores far away answer slowly
 _BEAT_IS_OLD = 10.0
 _TICK = 0.25
 _HOPELESS = 20  # a campaign whose first rows all fail is stopped after so many
@@ -41,7 +44,7 @@ class Summary:
 
     ``done`` rows were written by it, ``there`` were complete when their turn came, ``failed`` names
     the rows whose last attempt failed (their logs are in the store's ``failures`` folder), and
-    ``pending`` counts rows that were not reached. ``stopped`` says who asked it to end early, and why.
+    ``pending`` counts rows that were asked for and not reached. ``stopped`` says who asked it to end early, and why.
     """
 
     done: int
@@ -73,6 +76,7 @@ def train(
     retries: int = 0,
     threads: int = 1,
     progress: bool = True,
+    rows: slice | None = None,
 ) -> Summary:
     """Run a task over the rows of a store that are not complete.
 
@@ -98,6 +102,8 @@ def train(
         Threads of torch and BLAS per worker.
     progress
         Whether to show done, failed, rate and time left on standard error.
+    rows
+        Only these rows, as ``slice(1000, 2000)``; by default all.
 
     Returns
     -------
@@ -120,16 +126,29 @@ def train(
     runner.prepare()
     make = executor_named(executor) if isinstance(executor, str) else executor
     where = make(runner, jobs=jobs, timeout=timeout, threads=threads)
-    size = function.block_size if isinstance(function, BlockTask) else None
-    return _Campaign(store, where, fingerprint(function), size, retries, progress).run()
+    size = function.block_size if isinstance(function, BlockTask) else store.block_rows
+    return _Campaign(store, where, fingerprint(function), size, retries, progress, _wanted(store, rows)).run()
+
+
+def _wanted(store: Store, rows: slice | None) -> NDArray[np.bool_]:
+    """Which rows are asked for, bool (n_models,)."""
+    wanted = np.zeros(store.n_models, dtype=np.bool_)
+    wanted[rows or slice(None)] = True
+    if rows is not None and (not wanted.any() or (rows.stop or 0) > store.n_models):
+        raise RequestError(
+            f"rows are {rows.start or 0}:{'' if rows.stop is None else rows.stop}; the store has rows 0..{store.n_models - 1} "
+            "(to add models, use `datamodels extend`)"
+        )
+    return wanted
 
 
 class _Campaign:
     """The state of one run of `train`."""
 
     def __init__(
-        self, store: Store, executor: Executor, task: str, block_size: int | None, retries: int, progress: bool
-    ) -> None:
+        self, store: Store, executor: Executor, task: str, block_size: int | None, retries: int, progress: bool,
+        wanted: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
         self.store = store
         self.task = task
         self.executor = executor
@@ -139,7 +158,8 @@ class _Campaign:
         self.name = uuid.uuid4().hex[:12]
         done = store.completed()
         self.known_done = done
-        self.ready: deque[list[int]] = deque(self._first_blocks(np.flatnonzero(~done).tolist()))
+        self.wanted = wanted
+        self.ready: deque[list[int]] = deque(self._first_blocks(np.flatnonzero(~done & wanted).tolist()))
         self.delayed: list[tuple[float, int]] = []
         self.attempts: dict[int, int] = {}
         self.failed: dict[int, RowOutcome] = {}
@@ -149,10 +169,12 @@ class _Campaign:
         self.stopped: str | None = None
         self.seconds_per_row: float | None = None
         self.next_beat = 0.0
-        self.bar = Progress("training", len(done), show=progress, done=int(done.sum()))
+        self.unseen = False
+        self.bar = Progress("training", int(wanted.sum()), show=progress, done=int((done & wanted).sum()))
 
     def _first_blocks(self, rows: list[int]) -> list[list[int]]:
-        """Block tasks keep to a fixed grid, so that an interrupted campaign repeats the same blocks."""
+        """Block tasks, and stores that are written in blocks, keep to a fixed grid, so that an interrupted campaign repeats
+        the same blocks."""
         if self.block_size is None:
             return [[row] for row in rows]
         blocks: dict[int, list[int]] = {}
@@ -233,7 +255,7 @@ class _Campaign:
     def _keep_apart(self) -> None:
         """Start somewhere else when another campaign is at this store, so that work is shared."""
         others = [beat for beat in self.store.campaigns() if beat.get("name") != self.name]
-        if any(beat.get("running") and time.time() - beat.get("updated", 0) < _BEAT_IS_OLD for beat in others):
+        if any(beat.get("running") and abs(time.time() - beat.get("updated", 0)) < _BEAT_IS_OLD for beat in others):
             self.ready.rotate(random.randrange(len(self.ready)))
 
     def _next_block(self) -> list[int]:
@@ -249,7 +271,8 @@ class _Campaign:
             if self.seconds_per_row is None:
                 most = min(most, max(_SMALL_BLOCK, self.block_size // 10))
             else:
-                most = min(most, max(1, int(_LONGEST_BLOCK / max(self.seconds_per_row, 1e-6))))
+                longest = _LONGEST_BLOCK if self.store.block_rows is None else _LONGEST_FAR_BLOCK
+                most = min(most, max(1, int(longest / max(self.seconds_per_row, 1e-6))))
             if most < len(rows):
                 self.ready.appendleft(rows[most:])
                 rows = rows[:most]
@@ -282,7 +305,10 @@ class _Campaign:
             pause = min(_BACK_OFF * 2 ** (tried - 1), _LONGEST_BACK_OFF)
             heapq.heappush(self.delayed, (time.monotonic() + pause, row))
             return
-        log = self.store.record_failure(row, f"row {row}, attempt {tried}: {outcome.ended}\n{outcome.text}\n")
+        try:
+            log = self.store.record_failure(row, f"row {row}, attempt {tried}: {outcome.ended}\n{outcome.text}\n")
+        except StoreError as error:
+            log = f"none, {error}"
         if not self.failed and self.show:
             cause = (outcome.text.strip().splitlines() or [outcome.ended])[-1]
             note(f"row {row} failed: {cause} (log: {log})")
@@ -292,12 +318,17 @@ class _Campaign:
         now = time.monotonic()
         if running and now < self.next_beat:
             return
-        self.next_beat = now + _HEARTBEAT
         self.known_done = self.store.completed()
         self.stopped = self.store.asked_to_stop(self.name)
+        self.next_beat = now + max(_HEARTBEAT, _BEAT_SHARE * (time.monotonic() - now))
         rate = self.bar.rate or 0.0
         beat = {"name": self.name, "updated": time.time(), "rows_per_second": rate, "running": running}
-        self.store.heartbeat(self.name, {**beat, "task": self.task})
+        try:
+            self.store.heartbeat(self.name, {**beat, "task": self.task})
+        except StoreError as error:  # rows have their room; what a full disk has no room for is not worth ending for
+            if self.show and not self.unseen:
+                note(f"{error}; the campaign goes on, but `datamodels status` does not see it")
+            self.unseen = True
 
     def _subsets_without_class(self) -> list[int]:
         """Rows whose subset has no example of some class, when the store knows the labels."""
@@ -312,7 +343,7 @@ class _Campaign:
         return found
 
     def _summary(self, interrupted: bool, lacking: list[int]) -> Summary:
-        missing = int((~self.store.completed()).sum())
+        missing = int((~self.store.completed() & self.wanted).sum())
         return Summary(
             done=self.done,
             there=self.there,
