@@ -35,6 +35,8 @@ from tests.conftest import row_values
 from tests.hub_server import Fault, Hub
 from tests.store_contract import DESIGN, SCHEMA, values
 
+NAMES = {"train": [f"patient {i}" for i in range(12)]}
+
 TOKEN, OTHER = "hf_AnnsSecretToken", "hf_BobsSecretToken"
 ADDRESS = "hf://datasets/ann/run"
 NAME = "ann/run"
@@ -145,7 +147,7 @@ def test_every_type_shape_and_bit_survives(hub: Hub, tmp_path: Path) -> None:
         **SCHEMA,
     }
     sweep = Sweep({"lr": [0.1, 0.2], "name": ["a", "b"]})
-    original = Store.create(tmp_path / "a", schema=schema, design=DESIGN, sweep=sweep, labels=["b", "a"] * 6)
+    original = Store.create(tmp_path / "a", schema=schema, design=DESIGN, sweep=sweep, labels=["b", "a"] * 6, ids=NAMES)
     rng = np.random.default_rng(0)
     for row in range(0, 10, 3):
         odd = np.array([0x7E01, 0xFE02, 0x8000], dtype=np.uint16).view(np.float16)  # two NaNs, and minus zero
@@ -159,6 +161,7 @@ def test_every_type_shape_and_bit_survives(hub: Hub, tmp_path: Path) -> None:
     assert same(original, copy)
     assert copy.fingerprint() == original.fingerprint()
     np.testing.assert_array_equal(copy.labels(), [1, 0] * 6)
+    assert copy.ids("train").tolist() == NAMES["train"]
     assert copy.sweep == sweep
 
 

@@ -5,6 +5,7 @@
 ``stores/NAME/store.json``            schema, design, sweep, versions, as in a local store
 ``stores/NAME/design_masks.npy``      explicit masks, bit-packed; only for that kind of design
 ``stores/NAME/labels.npy``            class of each training example, if given
+``stores/NAME/ids_train.npy``, ``ids_test.npy``  names of examples, if given
 ``data/NAME/rows-A-B-HASH.parquet``   a shard; never rewritten
 ``index/NAME/NUMBER-HASH.json``       what one commit brought: shards, their rows and checksums, who, when
 ``claims/NAME/...json``               ranges that somebody works on, see `datamodels.hub.claims`
@@ -121,8 +122,13 @@ def npy(content: bytes) -> NDArray[Any]:
     return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def labels_of(repository: Repository, head: Head, name: str) -> NDArray[np.int64] | None:
-    path = store_file(name, "labels.npy")
+def fact_file(store: str, fact: str) -> str:
+    """Where the labels, or the names of examples, of a store lie."""
+    return store_file(store, f"{fact.removeprefix('_')}.npy")
+
+
+def fact_of(repository: Repository, head: Head, store: str, fact: str) -> NDArray[Any] | None:
+    path = fact_file(store, fact)
     return npy(fetch(repository, head, path)) if path in head.files else None
 
 

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, NewerFormatError, RequestError, RowError, StoreError
 from datamodels.files import replacing
-from datamodels.hub.contents import There, choose, fetch, labels_of, read_stores
+from datamodels.hub.contents import There, choose, fact_of, fetch, read_stores
 from datamodels.hub.records import Exchanged
 from datamodels.hub.remote import Head, Repository, without_bars
 from datamodels.hub.same import check_attributions, check_same, checksums_of
 from datamodels.hub.shards import Shard, read_shard
 from datamodels.progress import Progress
 from datamodels.run import FILE, Run
+from datamodels.spec import IDS, LABELS
 from datamodels.store import Merged, Store
 from datamodels.store.base import row_checksum
 
@@ -145,8 +146,10 @@ def _open_or_create(repository: Repository, head: Head, there: There, target: st
     except (CorruptStoreError, NewerFormatError):
         raise
     except StoreError:
-        meta, labels = there.meta, labels_of(repository, head, there.name)
-        return Store.create(target, spec=meta.spec, design=meta.design, sweep=meta.sweep, labels=labels)
+        meta = there.meta
+        ids = {of: fact_of(repository, head, there.name, fact) for of, fact in IDS.items()}
+        labels = fact_of(repository, head, there.name, LABELS)
+        return Store.create(target, spec=meta.spec, design=meta.design, sweep=meta.sweep, labels=labels, ids=ids)
     check_same(there.name, here, there.meta)
     return here
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError
 from datamodels.hub.card import card
-from datamodels.hub.contents import ALONE, NAME, There, fetch, index_file, labels_of, read_stores, store_file
+from datamodels.hub.contents import ALONE, NAME, There, fact_file, fact_of, fetch, index_file, read_stores, store_file
 from datamodels.hub.portable import portable, portable_h5ad
 from datamodels.hub.records import Exchanged
 from datamodels.hub.remote import Head, Repository, without_bars
@@ -208,15 +208,16 @@ class _Sending:
             files[store_file(local.name, "store.json")] = json.dumps(record.to_dict(), indent=1).encode()
         if known is None and local.meta.design is not None and local.meta.design.packed_masks is not None:
             files[store_file(local.name, "design_masks.npy")] = npy_bytes(np.asarray(local.meta.design.packed_masks))
-        labels, path = local.store.labels(), store_file(local.name, "labels.npy")
-        if labels is not None and path not in head.files:
-            files[path] = npy_bytes(labels)
-        elif labels is not None and not head.has(path, npy_bytes(labels)):
-            theirs = labels_of(self.repository, head, local.name)
-            if not np.array_equal(labels, theirs if theirs is not None else []):
-                raise RequestError(
-                    f"the labels of the store {local.name!r} differ from those at {self.repository.address}"
-                )
+        for fact, mine in local.store.facts().items():
+            path = fact_file(local.name, fact)
+            if path not in head.files:
+                files[path] = npy_bytes(mine)
+            elif not head.has(path, npy_bytes(mine)):
+                theirs = fact_of(self.repository, head, local.name, fact)
+                if not np.array_equal(mine, theirs if theirs is not None else []):
+                    raise RequestError(
+                        f"{Path(path).stem} of the store {local.name!r} differ from those at {self.repository.address}"
+                    )
         return files
 
     def _card(self, head: Head, now: Mapping[str, tuple[There, Counter[str]]]) -> str:

@@ -137,7 +137,7 @@ class Store(ABC):
             if other.n_models < self.n_models:
                 other.extend(self.n_models - other.n_models)
         else:
-            other = backend._create(path, self._as_meta(), self._facts())
+            other = backend._create(path, self._as_meta(), self.facts())
         return other.merge(self, progress=progress)
 
     @abstractmethod
@@ -246,7 +246,8 @@ class Store(ABC):
     def _fact(self, name: str) -> NDArray[Any] | None:
         """An array that was given when the store was created."""
 
-    def _facts(self) -> dict[str, NDArray[Any]]:
+    def facts(self) -> dict[str, NDArray[Any]]:
+        """Labels and names, as far as there are, by the names of their files."""
         found = {name: self._fact(name) for name in (LABELS, *IDS.values())}
         return {name: array for name, array in found.items() if array is not None}
 

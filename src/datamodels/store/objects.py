@@ -102,7 +102,7 @@ class Objects:
             except FileNotFoundError:
                 return None
 
-        return self._persist(once, "read", name)
+        return self.persist(once, "read", name)
 
     def create(self, name: str, data: bytes) -> Any:
         """Write an object that does not exist. Returns its tag.
@@ -122,7 +122,7 @@ class Objects:
             except (AlreadyExistsError, PreconditionError, FileExistsError):
                 return self._lost_answer(name, data)
 
-        return self._persist(once, "create", name)
+        return self.persist(once, "create", name)
 
     def replace(self, name: str, data: bytes, tag: Any) -> Any:
         """Write an object that is still the version of `tag`; of None: that does not exist. Returns its new tag.
@@ -151,7 +151,7 @@ class Objects:
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
                 return self._lost_answer(name, data)
 
-        return self._persist(once, "replace", name)
+        return self.persist(once, "replace", name)
 
     def _lost_answer(self, name: str, data: bytes) -> Any:
         """The tag of an object that could not be written, when it holds what was to be written all the same."""
@@ -168,7 +168,7 @@ class Objects:
 
             obstore.put(self.store, name, data, use_multipart=False)
 
-        self._persist(once, "write", name)
+        self.persist(once, "write", name)
 
     def names(self, prefix: str) -> list[str]:
         """Names that start with a folder's name, sorted."""
@@ -178,7 +178,7 @@ class Objects:
 
             return sorted(item["path"] for batch in obstore.list(self.store, prefix) for item in batch)
 
-        return self._persist(once, "list", prefix)
+        return self.persist(once, "list", prefix)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -193,8 +193,19 @@ class Objects:
         finally:
             os.close(fd)
 
-    def _persist(self, once: Callable[[], _T], what: str, name: str) -> _T:
-        """Do it, and again with growing pauses while the service fails."""
+    def persist(self, once: Callable[[], _T], what: str, name: str) -> _T:
+        """Do it, and again with growing pauses while the service fails.
+
+        Parameters
+        ----------
+        what
+            ``read``, ``list``, or what else is done to the object `name`; for the message.
+
+        Raises
+        ------
+        StoreError
+            when the service still fails after two minutes, or refuses; a WriteError when it was no reading.
+        """
         started, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             try:

@@ -183,8 +183,12 @@ class RemoteStore(Store):
             import zarr
             from zarr.storage import ObjectStore
 
-            self._zarr = zarr.open_group(ObjectStore(self._objects.store, read_only=True), mode="r", zarr_format=3)
-        return RemoteArray(self._zarr[key], self.n_models, field)  # type: ignore[return-value]
+            there = ObjectStore(self._objects.store, read_only=True)
+            self._zarr = self._objects.persist(
+                lambda: zarr.open_group(there, mode="r", zarr_format=3, use_consolidated=False), "read", _ROOT
+            )
+        chunks = self._objects.persist(lambda: self._zarr[key], "read", key)
+        return RemoteArray(chunks, self.n_models, field, self._objects)  # type: ignore[return-value]
 
     def _fact(self, name: str) -> NDArray[Any] | None:
         return _npy(self._objects, name, self.path)
@@ -347,10 +351,12 @@ class RemoteArray:
         How many rows there are.
     field
         The schema of the key.
+    objects
+        What reads again while the service fails.
     """
 
-    def __init__(self, chunks: Any, rows: int, field: KeySpec, *, flat: bool = False) -> None:
-        self._chunks, self._field, self._flat = chunks, field, flat
+    def __init__(self, chunks: Any, rows: int, field: KeySpec, objects: Objects, *, flat: bool = False) -> None:
+        self._chunks, self._field, self._objects, self._flat = chunks, field, objects, flat
         self.shape = (rows, math.prod(field.shape)) if flat else (rows, *field.shape)
         self.dtype = field.numpy_dtype
 
@@ -382,15 +388,17 @@ class RemoteArray:
         if not len(rows):
             return np.empty((0, *self.shape[1:]), self.dtype)
         low, high = int(rows.min()), int(rows.max()) + 1
-        try:
-            if len(rows) == high - low and (np.diff(rows) == 1).all():
-                found = np.asarray(self._chunks[low:high])
-            else:
-                found = np.asarray(self._chunks.oindex[rows])
-        except (RuntimeError, ValueError, MemoryError) as error:  # memory: a damaged chunk may claim any size
-            raise CorruptStoreError(
-                f"{self._chunks.store_path}: a chunk of rows {low} to {high - 1} is damaged ({first_line(error)}); {_REMEDY}"
-            ) from None
+        part = slice(low, high) if len(rows) == high - low and (np.diff(rows) == 1).all() else rows
+
+        def once() -> NDArray[Any]:
+            try:
+                return np.asarray(self._chunks.oindex[part])
+            except (RuntimeError, ValueError, MemoryError) as error:  # memory: a damaged chunk may claim any size
+                raise CorruptStoreError(
+                    f"{self._chunks.store_path}: a chunk of rows {low} to {high - 1} is damaged ({first_line(error)}); {_REMEDY}"
+                ) from None
+
+        found = self._objects.persist(once, "read", self._chunks.path)
         return found.reshape(len(rows), *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -402,7 +410,7 @@ class RemoteArray:
         wanted = shape[0] if len(shape) == 1 else shape
         if tuple(wanted) not in ((len(self), -1), (len(self), math.prod(self._field.shape))):
             raise RequestError(f"rows of a remote store cannot take the shape {tuple(wanted)}; give ({len(self)}, -1)")
-        return RemoteArray(self._chunks, len(self), self._field, flat=True)
+        return RemoteArray(self._chunks, len(self), self._field, self._objects, flat=True)
 
 
 class _Late(Exception):
