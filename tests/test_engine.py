@@ -370,6 +370,18 @@ def test_float32_products_lose_nothing_that_matters(monkeypatch: pytest.MonkeyPa
     assert rough.target_facts["gap"].max() <= 1e-8
 
 
+def test_examples_with_equal_masks_leave_no_dust() -> None:
+    groups = np.repeat(np.arange(20), 10)
+    masks = Design(n_train=200, alpha=0.5, n_models=300, seed=0, kind="grouped", groups=groups).masks()
+    rng = np.random.default_rng(0)
+    outputs = masks[:, ::10] @ rng.normal(size=(20, 8)) + rng.normal(size=(300, 8))
+    found = fit(masks=masks, outputs=outputs, progress=False)
+    assert found.target_facts["gap"].max() <= 1e-8
+    weights = np.abs(found.weights)
+    assert weights[weights > 0].min() > 1e-6
+    np.testing.assert_array_equal(found.target_facts["n_nonzero"], (weights > 0).sum(axis=0))
+
+
 def test_parts_of_one_block_are_told_from_others() -> None:
     """Statistics of held-out rows alone are not those of the rest, though they lie in one block."""
     p = plant(300, 20, 2, noise=0.5)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datamodels.design import Design
-from datamodels.errors import CorruptStoreError, NewerFormatError, RequestError, StoreError
+from datamodels.errors import CorruptStoreError, FewSubsetsWarning, NewerFormatError, RequestError, StoreError
 from datamodels.spec import Spec
 from datamodels.store import Store
 from datamodels.store import npy as npy_module
@@ -43,6 +43,13 @@ def test_anyone_can_load_the_files(store: Store) -> None:
     meta = json.loads((store.path / "store.json").read_text())
     assert meta["design"]["seed"] == 3
     assert {"format_version", "created", "versions", "spec"} <= set(meta)
+
+
+def test_groups_that_allow_few_subsets_are_warned_of(tmp_path: Path) -> None:
+    design = {"n_train": 12, "alpha": 0.5, "kind": "grouped", "groups": [0, 1, 2] * 4}
+    with pytest.warns(FewSubsetsWarning, match=r"3 groups .* make 3 different subsets, and 10 masks repeat them"):
+        Store.create(tmp_path / "few", schema=SCHEMA, design=Design(n_models=10, **design))
+    Store.create(tmp_path / "enough", schema=SCHEMA, design=Design(n_models=3, **design))
 
 
 def test_grown_files_load_too(store: Store) -> None:

@@ -65,6 +65,10 @@ class TaskChangedWarning(DatamodelsWarning):
     """A store holds rows of another task, or of another version of this one."""
 
 
+class FewSubsetsWarning(DatamodelsWarning):
+    """A design has more masks than there are subsets to draw."""
+
+
 class SweepWarning(DatamodelsWarning):
     """Rows of a store were trained with different settings, and are taken together."""
 

@@ -29,6 +29,7 @@ from datamodels.regression.certificate import UNSETTLED
 from datamodels.regression.solver_types import Found
 
 _SWEEPS_PER_CHECK = 5
+_DUST = 1e-10  # of the largest weight
 _NEAR = 0.9  # features whose correlation is above this share of the next λ are taken in before they enter
 _GROUP = 16
 _FIRST = 64  # features to begin with, and the room that is always left for more
@@ -79,10 +80,21 @@ def _copy(values, size, out):  # type: ignore[no-untyped-def]
 
 @_inner
 def _count_nonzero(values, size):  # type: ignore[no-untyped-def]
+    """How many of the first values are more than dust: examples with equal masks leave some, since they take turns."""
+    least = _dust(values, size)
     count = 0
     for slot in range(size):
-        count += values[slot] != 0.0
+        count += abs(values[slot]) > least
     return count
+
+
+@_inner
+def _dust(values, size):  # type: ignore[no-untyped-def]
+    """Below what a value is the rounding of others and not a weight."""
+    largest = 0.0
+    for slot in range(size):
+        largest = max(largest, abs(values[slot]))
+    return _DUST * largest
 
 
 @_inner
@@ -678,8 +690,9 @@ def fit_target(source, fits, target, rules, start):  # type: ignore[no-untyped-d
             break
     count, at = _count_nonzero(state.w[0], size), 0
     features, weights, raw = np.empty(count, dtype=np.int64), np.empty(count), np.empty(count)
+    least = _dust(state.w[0], size)
     for slot in range(size):
-        if state.w[0, slot] != 0.0:
+        if abs(state.w[0, slot]) > least:
             features[at], weights[at] = state.features[slot], state.w[0, slot]
             raw[at] = weights[at] * fits.inverse_scale[splits, features[at]]
             at += 1

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import math
 import time
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
 from datamodels.design import Design, label_codes
-from datamodels.errors import CorruptStoreError, RequestError, RowError, first_line
+from datamodels.errors import CorruptStoreError, FewSubsetsWarning, RequestError, RowError, first_line
 from datamodels.progress import Progress
 from datamodels.spec import IDS, LABELS, MASKS, KeySpec, Spec, check_rows
 from datamodels.store.meta import Meta
@@ -112,6 +113,7 @@ class Store(ABC):
             when schema, spec, design and sweep do not go together.
         """
         spec = _plan(schema, spec, design, sweep)
+        _warn_few_subsets(design)
         facts = {} if labels is None else {LABELS: _check_labels(labels, design)}
         return cls._backend(path)._create(path, Meta.new(spec, design, sweep), facts | _check_ids(ids, design))
 
@@ -640,6 +642,20 @@ def _check_design(spec: Spec, design: Design | None) -> None:
         )
     if masks is not None and masks.dtype not in ("bool", "uint8"):
         raise RequestError(f"'masks' has dtype {masks.dtype} in the schema; with a design it must be bool or uint8")
+
+
+def _warn_few_subsets(design: Design | None) -> None:
+    if design is None or design.kind != "grouped":
+        return
+    groups = len(set(design.groups or ()))
+    possible = math.comb(groups, round(float(design.alpha or 0) * groups))
+    if design.n_masks > possible:
+        warnings.warn(
+            f"{groups} groups in or out together, at alpha {design.alpha:g}, make {possible} different subsets, and {design.n_masks} masks "
+            "repeat them: more models tell nothing new. Group by something with more values (20 or more)",
+            FewSubsetsWarning,
+            stacklevel=3,
+        )
 
 
 def _check_ids(ids: Mapping[str, ArrayLike | None] | None, design: Design | None) -> dict[str, NDArray[np.str_]]:

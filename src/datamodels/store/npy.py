@@ -36,7 +36,7 @@ from datamodels.store.array import (
 )
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.meta import Meta
-from datamodels.store.records import beat_of
+from datamodels.store.records import beat_of, campaign_file
 from datamodels.sweep import Sweep
 
 _META = "store.json"
@@ -309,7 +309,7 @@ class NpyStore(Store):
                     (self.path / "failures" / f"{row}.log").unlink(missing_ok=True)
 
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
-        self._leave(self.path / "campaigns" / f"{name}.json", json.dumps(beat))
+        self._leave(self.path / campaign_file(name, "json"), json.dumps(beat))
 
     def _leave(self, file: Path, text: str, *, sync: bool = False) -> None:
         try:
@@ -326,11 +326,11 @@ class NpyStore(Store):
         return [beat for beat in beats if beat is not None]
 
     def ask_to_stop(self, name: str, reason: str) -> None:
-        self._leave(self.path / "campaigns" / f"{name}.stop", reason)
+        self._leave(self.path / campaign_file(name, "stop"), reason)
 
     def asked_to_stop(self, name: str) -> str | None:
         try:
-            return (self.path / "campaigns" / f"{name}.stop").read_text(errors="replace")
+            return (self.path / campaign_file(name, "stop")).read_text(errors="replace")
         except OSError:
             return None
 

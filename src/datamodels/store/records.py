@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from datamodels.errors import RequestError
 
 
 def beat_of(data: bytes) -> dict[str, Any] | None:
@@ -13,9 +16,28 @@ def beat_of(data: bytes) -> dict[str, Any] | None:
         beat = json.loads(data)
     except (ValueError, RecursionError):
         return None
+    if isinstance(beat, dict) and "name" in beat and not _is_name(beat["name"]):
+        return None
     numbers = ("updated", "rows_per_second")
     known = isinstance(beat, dict) and all(isinstance(beat.get(name, 0), int | float) for name in numbers)
     return beat if known and isinstance(beat.get("task", ""), str) else None
+
+
+def campaign_file(name: str, suffix: str) -> str:
+    """The file of a campaign in a store, ``campaigns/NAME.SUFFIX``.
+
+    Raises
+    ------
+    RequestError
+        when the name is none, so that no file outside of the folder is touched.
+    """
+    if not _is_name(name):
+        raise RequestError(f"{name!r} cannot name a campaign; use letters, digits, '_', '-' and '.'")
+    return f"campaigns/{name}.{suffix}"
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name) is not None
 
 
 @dataclass(frozen=True)

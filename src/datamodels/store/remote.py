@@ -36,16 +36,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line
-from datamodels.spec import DESIGN_MASKS, KeySpec, Spec
+from datamodels.spec import DESIGN_MASKS, LABELS, KeySpec, Spec
 from datamodels.store.array import npy_bytes
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.meta import Meta
 from datamodels.store.objects import Changed, Objects
-from datamodels.store.records import beat_of
+from datamodels.store.records import beat_of, campaign_file
 
 ROWS = "_rows"
 _ROOT = "zarr.json"
 _ATTRIBUTE = "datamodels"
+_TAKEN = (ROWS, _ROOT, "campaigns", "failures")  # names that keys cannot have
 _CLAIMED, _COMPLETE, _LEFT = np.uint64(1), np.uint64(2), np.uint64(3)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _BLOCK_BYTES = 8 << 20
@@ -325,7 +326,7 @@ class RemoteStore(Store):
         return found[0].decode(errors="replace") if found else ""
 
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
-        self._objects.put(f"campaigns/{name}.json", json.dumps(beat).encode())
+        self._objects.put(campaign_file(name, "json"), json.dumps(beat).encode())
 
     def campaigns(self) -> list[dict[str, Any]]:
         names = [name for name in self._objects.names("campaigns") if name.endswith(".json")]
@@ -333,10 +334,10 @@ class RemoteStore(Store):
         return [beat for beat in beats if beat is not None]
 
     def ask_to_stop(self, name: str, reason: str) -> None:
-        self._objects.put(f"campaigns/{name}.stop", reason.encode())
+        self._objects.put(campaign_file(name, "stop"), reason.encode())
 
     def asked_to_stop(self, name: str) -> str | None:
-        found = self._objects.read(f"campaigns/{name}.stop")
+        found = self._objects.read(campaign_file(name, "stop"))
         return found[0].decode(errors="replace") if found else None
 
 
@@ -392,7 +393,7 @@ class RemoteArray:
 
         def once() -> NDArray[Any]:
             try:
-                return np.asarray(self._chunks.oindex[part])
+                return np.asarray(self._chunks[part] if isinstance(part, slice) else self._chunks.oindex[part])
             except (RuntimeError, ValueError, MemoryError) as error:  # memory: a damaged chunk may claim any size
                 raise CorruptStoreError(
                     f"{self._chunks.store_path}: a chunk of rows {low} to {high - 1} is damaged ({first_line(error)}); {_REMEDY}"
@@ -618,6 +619,9 @@ def _block_rows(spec: Spec) -> int:
 
 def _arrays(spec: Spec, block: int) -> dict[str, bytes]:
     """The Zarr metadata of every array, name -> JSON."""
+    taken = [key for key in spec.fields if key in _TAKEN or key.endswith(".npy")]
+    if taken:
+        raise RequestError(f"a remote store needs the name {taken[0]!r} for itself; give the key another")
     fields = {key: (field.numpy_dtype, field.shape, block) for key, field in spec.fields.items()}
     fields[ROWS] = (np.dtype(np.uint64), (), block * _BLOCKS_PER_STATE)
     return {name: _array(dtype, (spec.num_models, *shape), rows) for name, (dtype, shape, rows) in fields.items()}
