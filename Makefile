@@ -10,7 +10,7 @@ WORKERS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-regression bench-training bench-trak bench-scale clean
+.PHONY: help install demo test test-slow test-scale lint format bench bench-regression bench-training bench-trak bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,13 @@ demo: install  ## Thousands of networks on digits, datamodels, proof, and a page
 	$(BIN)/datamodels demo --out runs/demo
 
 test: $(VENV)/test.stamp  ## Run the tests
-	$(PYTEST) -m 'not slow and not browser' -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m 'not slow and not browser and not faults and not slurm and not ray' -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chromium and parallel)
 	$(PYTEST) -m 'slow or browser'
+
+test-scale: $(VENV)/test.stamp  ## Run the tests of faults, Ray and SLURM (needs munge, mariadb-server, slurm-wlm, slurmdbd, and root)
+	$(PYTEST) -m 'faults or ray or slurm'
 
 lint: $(VENV)/dev.stamp  ## ruff, mypy, import layers
 	$(BIN)/ruff check src tests benchmarks examples
