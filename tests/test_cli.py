@@ -260,7 +260,7 @@ def test_debug_shows_the_traceback_and_nothing_else_does(folder: Path) -> None:
 def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names == {
-        "init", "train", "status", "verify", "extend", "merge", "fit", "evaluate", "curve", "neighbours", "subgroups",
+        "init", "train", "share", "sbatch", "status", "verify", "extend", "merge", "sync", "push", "pull", "claim", "fit", "evaluate", "curve", "neighbours", "subgroups",
         "report", "demo", "select", "stability", "intervals", "pilot", "validate", "trak", "calibrate",
         "explore",
     }  # fmt: skip
