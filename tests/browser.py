@@ -85,15 +85,17 @@ class Browser:
                 more = text if kind == "keyDown" else {}
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
 
-    def drag(self, start: tuple[float, float], end: tuple[float, float] | None = None) -> None:
-        """Press the mouse at a point of the window and let it go at another; by default a click."""
+    def drag(self, start: tuple[float, float], *further: tuple[float, float]) -> None:
+        """Press the mouse at a point of the window, move it along further ones and let it go at the last; with none, a click."""
         self._mouse("mouseMoved", start, "none")
         self._mouse("mousePressed", start, "left")
-        if end is not None:
+        here = start
+        for there in further:
             for share in (0.3, 0.6, 1.0):
-                at = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
+                at = (here[0] + share * (there[0] - here[0]), here[1] + share * (there[1] - here[1]))
                 self._mouse("mouseMoved", at, "left")
-        self._mouse("mouseReleased", end or start, "left")
+            here = there
+        self._mouse("mouseReleased", here, "left")
 
     def _mouse(self, kind: str, at: tuple[float, float], button: str) -> None:
         pressed = int(button == "left" and kind != "mouseReleased")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import importlib.util
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -24,6 +26,7 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import stats
 
 from datamodels import Attribution, Store, datasets, fit, lds
 from datamodels.applications.clustering import embed
@@ -37,9 +40,11 @@ from datamodels.evaluation.mislabels import mislabel_scores
 from datamodels.experiment import Fit, Part, run_experiment
 from datamodels.explorer import app, export, gather, report_attribution, report_run
 from datamodels.explorer import measures as measured
+from datamodels.explorer.cache import Cache
 from datamodels.explorer.content import Content
+from datamodels.explorer.dataset_facts import identity
 from datamodels.explorer.examples import Examples
-from datamodels.explorer.export import bundle, page, sprites
+from datamodels.explorer.export import bundle, data_of, page, sprites
 from datamodels.explorer.guard import LARGEST_BODY
 from datamodels.explorer.verify import Busy, Verifier
 from datamodels.explorer.weights import WeightsFile, strongest
@@ -52,6 +57,7 @@ from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
 
+exporting = importlib.import_module("datamodels.explorer.export")  # the package has a function of this name
 DATA = "digits[60,40]"
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>"
 ADDRESS = "http://127.0.0.1"
@@ -90,6 +96,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         view=View(neighbours="lasso", embedding="ridge"),
     ).save(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose targets are its own 60 training examples, of three kinds."""
+    root = tmp_path_factory.mktemp("cells")
+    kind = np.arange(60) % 3
+    counts = np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32) + 4 * np.eye(80, dtype=np.float32)[kind]
+    names = [f"cell{i}" for i in range(60)]
+    obs = {
+        "type": pd.Categorical([f"t{k % 2}" for k in kind]), "state": kind.astype(str), "depth": counts.sum(1),
+        "donor": [f"d{i // 5}" for i in range(60)], "cluster": [f"u{i % 4}" for i in range(60)],
+        "date": 20230115 + np.arange(60), "code": 2**60 + np.arange(60),
+    }  # fmt: skip
+    genes = pd.DataFrame(index=[f"G{j}" for j in range(80)])
+    anndata.AnnData(counts, pd.DataFrame(obs, names), genes).write_h5ad(root / "cells.h5ad")
+    data = datasets.from_anndata(root / "cells.h5ad", "type", hidden="state", groups="donor")
+    task = TrainRecipe(Recipe(architecture="linear", epochs=3, lr=0.02), data, splits=("train",))
+    run_experiment(
+        root / "run", title="cells", parts=[Part("a", task, 0.5, 60, kind="grouped"), Part("b", task, 0.5, 20, seed=1, kind="grouped")],
+        fits=[Fit("ridge", Ridge(), "a", "b")], neighbours="ridge", embedding="ridge", jobs=1, progress=False,
+    )  # fmt: skip
+    return root / "run"
 
 
 @pytest.fixture(scope="module")
@@ -244,27 +273,33 @@ def test_umap_is_offered_and_kept(content: Content, monkeypatch: pytest.MonkeyPa
     assert content.map(number).shape == (40, 2)
 
 
-def test_a_file_has_the_umap_of_the_subgroups_where_it_can_be_drawn(
+def test_a_file_has_the_umap_of_the_subgroups_when_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = np.random.default_rng(0).normal(size=(20, 120)).astype(np.float32)
-    Attribution(weights, np.zeros(120)).save(tmp_path / "a.h5ad")
+    weights = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    Attribution(weights, np.zeros(12)).save(tmp_path / "a.h5ad")
     calls: list[int] = []
 
     def drawn(rows: NDArray[Any]) -> NDArray[np.float32]:
         calls.append(len(rows))
         return np.ones((len(rows), 2), np.float32)
 
-    def maps() -> list[str]:
-        page = export(gather(tmp_path / "a.h5ad", progress=False), tmp_path / "a.html").read_text()
+    def maps(**how: bool) -> list[str]:
+        page = export(gather(tmp_path / "a.h5ad", progress=False), tmp_path / "a.html", **how).read_text()
         return list(data_in(page)["maps"])
 
     monkeypatch.setattr(measured, "umap", drawn)
     monkeypatch.setattr(measured, "has_umap", lambda: False)
     assert maps() == ["PCA, a"]
+    with pytest.raises(RequestError, match="umap-learn is not installed"):
+        maps(umap=True)
     monkeypatch.setattr(measured, "has_umap", lambda: True)
-    assert maps() == maps() == ["PCA, a", "UMAP, a"]
-    assert calls == [120]
+    assert maps() == ["PCA, a"]
+    assert calls == []
+    assert maps(umap=True) == maps() == ["PCA, a", "UMAP, a"]
+    assert calls == [12]
+    with pytest.raises(SystemExit):
+        main(["explore", str(tmp_path / "a.h5ad"), "--umap"])
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -390,6 +425,38 @@ def test_groups_describe_the_clusters(client: TestClient) -> None:
         assert set(row["representatives"]) <= set(members.tolist())
         assert 0 <= row["stability"] <= 1
     assert "Rand" in groups["statements"][0]
+    assert groups["column"] == "cluster"
+
+
+def test_clusters_are_not_taken_for_a_column_of_the_data(cells: Path) -> None:
+    content = gather(cells, progress=False)
+    assert content.groups is not None
+    assert content.subgroups is not None
+    assert content.groups["column"] == "cluster (computed)"
+    columns = {one.name: one for one in content.columns["targets"]}
+    assert columns["cluster"].texts() == [f"u{i % 4}" for i in range(60)]
+    assert columns["cluster (computed)"].values.tolist() == content.subgroups["clusters"]
+
+
+def test_names_of_examples_are_no_labels(tmp_path: Path) -> None:
+    def gathered(**obs: Any) -> Content:
+        data = Attribution(np.random.default_rng(0).normal(size=(20, 36)), np.zeros(36)).to_anndata()
+        for name, values in obs.items():
+            data.obs[name] = values
+        path = tmp_path / f"{'_'.join(obs)}.h5ad"
+        data.write_h5ad(path)
+        return gather(path, progress=False)
+
+    names = [f"s{i}" for i in range(36)]
+    for obs in ({"barcode": names}, {"ids": names}, {"well": [f"w{i % 13}" for i in range(36)]}):
+        found = gathered(**obs)
+        assert found.labels["targets"] is None
+        assert found.groups is not None
+        assert (found.groups["n_clusters"], found.groups["label"]) == (10, None)
+    found = gathered(barcode=names, well=[f"w{i % 12}" for i in range(36)])
+    assert found.labels["targets"] == "well"
+    assert found.groups is not None
+    assert found.groups["n_clusters"] == 12
 
 
 # -- what if --------------------------------------------------------------------------------------------
@@ -476,6 +543,47 @@ def test_verification_retrains_and_compares(content: Content, tmp_path: Path) ->
         assert again.state(name)["state"] == "done"
         added = wait(verifier, verifier.start("lasso", [1, 5, 9], add=True, runs=3))["result"]
         np.testing.assert_allclose(added["actual"], -actual, atol=1e-5)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_targets_that_are_training_examples_are_judged_on_models_that_did_not_see_them(cells: Path, add: bool) -> None:
+    content = gather(cells, progress=False)
+    shown, examples, runs = content.attribution("ridge"), [3, 4, 11, 40], 9
+    verifier = Verifier(content, executor="inline")
+    name = verifier.start("ridge", examples, add=add, runs=runs)
+    result = wait(verifier, name)["result"]
+    more, less = (Store.open(path) for path in verifier._stores(name, runs))
+    outputs = [np.asarray(store.array("train_margins"), np.float64) for store in (more, less)]
+    rest = np.setdiff1d(np.arange(60), examples)
+    assert more.masks()[:, examples].all()
+    assert not less.masks()[:, examples].any()
+    np.testing.assert_array_equal(more.masks()[:, rest], less.masks()[:, rest])
+    assert len(np.unique(more.masks(), axis=0)) > runs / 2
+    assert 0.4 < less.masks()[:, rest].mean() < 0.6
+    unseen = ~more.masks()
+    judged = [t for t in range(60) if unseen[:, t].sum() >= 2]
+    assert result["targets"] == judged
+    assert not set(judged) & set(examples)
+    assert (result["chosen"], result["seen"]) == (4, 56 - len(judged))
+    change = (outputs[0] - outputs[1]) * (1 if add else -1)
+    pairs = {t: change[unseen[:, t], t] for t in judged}
+    np.testing.assert_allclose(result["actual"], [pairs[t].mean() for t in judged], rtol=1e-6)
+    wide = [stats.t.ppf(0.975, len(one) - 1) * one.std(ddof=1) / np.sqrt(len(one)) for one in pairs.values()]
+    np.testing.assert_allclose(np.array(result["high"]) - result["actual"], wide, rtol=1e-6)
+    np.testing.assert_allclose(result["predicted"], content.whatif(shown, examples, add=add)[0][judged])
+
+
+def test_a_verification_that_could_judge_no_target_is_refused(cells: Path, tmp_path: Path) -> None:
+    content = gather(cells, progress=False)
+    with pytest.raises(RequestError, match="subset is empty"):
+        Verifier(content).start("ridge", list(range(1, 60)), add=False, runs=2)
+    all_but_one = Design(n_train=60, n_models=60, kind="leave_one_out")
+    schema = {"train_margins": {"shape": [60], "dtype": "float32"}}
+    store = Store.create(tmp_path / "s", schema=schema, design=all_but_one)
+    with pytest.raises(RequestError, match="no target has"):
+        Verifier(replace(content, store=store)).start("ridge", [1], add=False, runs=2)
+    with pytest.raises(RequestError, match="not at hand"):
+        Verifier(replace(content, store=None)).start("ridge", [1], add=False, runs=2)
 
 
 def test_one_verification_at_a_time_and_failures_say_why(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +715,34 @@ def test_ranges_etags_and_packing(client: TestClient) -> None:
     assert packed.json() == client.get("/api/meta", headers={"accept-encoding": "identity"}).json()
 
 
+def test_no_request_makes_the_server_fail(content: Content) -> None:
+    with TestClient(app(content), base_url=ADDRESS, raise_server_exceptions=False) as client:
+        whole = client.get("/api/map/0").content
+        for asked in ("9" * 5000 + "-", "0-" + "9" * 5000, "-" + "9" * 5000):
+            found = client.get("/api/map/0", headers={"range": f"bytes={asked}"})
+            assert (found.status_code, found.content) == (200, whole)
+        headers = {"origin": ADDRESS, "content-type": "application/json"}
+        for body in ('{"attribution": "lasso", "examples": [NaN]}', '{"attribution": NaN}', "[" * 100_000, "NaN"):
+            answer = client.post("/api/whatif", content=body, headers=headers)
+            assert answer.status_code in (400, 422)
+            assert isinstance(answer.json()["detail"], str)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\u00b2", "-1", "1e3"])
+def test_lengths_that_are_no_numbers_are_refused(client: TestClient, length: str) -> None:
+    headers = {"origin": ADDRESS, "content-type": "application/json", "content-length": length.encode("latin-1")}
+    assert client.post("/api/whatif", content=b"{}", headers=headers).status_code == 411  # type: ignore[arg-type]
+
+
+def test_errors_carry_security_headers_too(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Content, "meta", lambda self: {}["nothing"])
+    with TestClient(app(content), base_url=ADDRESS, raise_server_exceptions=False) as client:
+        answer = client.get("/api/meta")
+    assert answer.status_code == 500
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return Path.touch, (Path("exploded"),)
@@ -670,6 +806,36 @@ def test_any_obs_column_of_a_file_is_a_column(tmp_path: Path) -> None:
     assert {column.name for column in content.columns["train"]} >= {"depth"}
 
 
+def test_numbers_are_shown_and_saved_as_they_are(cells: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    with TestClient(app(gather(cells, progress=False)), base_url=ADDRESS) as client:
+        columns = client.get("/api/meta").json()["targets"]["columns"]
+        numbers = {one["name"]: (k, one.get("wide", False)) for k, one in enumerate(columns)}
+        assert numbers["date"][1]
+        assert not numbers["depth"][1]
+        assert not numbers["mean output"][1]
+        dates = np.frombuffer(ask(client, f"column/targets/{numbers['date'][0]}"), np.float64)
+        assert dates.tolist() == (20230115 + np.arange(60)).tolist()
+        table = parquet.read_table(io.BytesIO(ask(client, "table/targets.parquet")))
+    assert str(table.schema.field("date").type) == "int64"
+    assert str(table.schema.field("depth").type) == "float"
+    assert table.column("date").to_pylist() == dates.tolist()
+    assert table.column("code").to_pylist() == [str(2**60 + i) for i in range(60)]
+    shown = data_in((cells / "index.html").read_text())
+    np.testing.assert_array_equal(decoded(shown["columns"]["targets"]["date"], np.float64), dates)
+
+
+def test_floats_of_a_file_keep_their_figures(tmp_path: Path) -> None:
+    data = Attribution(np.eye(6, 4), np.zeros(4)).to_anndata()
+    data.obs["share"] = [0.1, 0.2, np.nan, 1 / 3]
+    data.obs["half"] = [0.5, 0.25, np.nan, 1.0]
+    data.write_h5ad(tmp_path / "a.h5ad")
+    columns = {one.name: one for one in gather(tmp_path / "a.h5ad", progress=False).columns["targets"]}
+    assert columns["share"].packed.tolist()[:2] == [0.1, 0.2]
+    assert columns["half"].packed.dtype == np.float32
+
+
 def test_other_files_are_refused(tmp_path: Path, folder: Path) -> None:
     import h5py
 
@@ -707,6 +873,87 @@ def test_a_second_opening_computes_nothing(folder: Path, content: Content, tmp_p
     assert changed.version != content.version
     gone = before - {path.name for path in (copy / ".explorer").iterdir()}
     assert any(name.startswith("sums") for name in gone)
+
+
+def test_files_of_one_name_and_size_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(50, 20)).astype(np.float32) for name in ("lasso", "trak")}
+    for name, values in weights.items():
+        (tmp_path / name).mkdir()
+        Attribution(values, np.zeros(20)).save(tmp_path / name / "fit.h5ad")
+        os.utime(tmp_path / name / "fit.h5ad", (1.7e9, 1.7e9))
+    Run(
+        title="two", created="2026-01-01T00:00:00+00:00", stores={"s": "s"}, view=View(neighbours="lasso", embedding="lasso"),
+        attributions={name: RunAttribution(path=f"{name}/fit.h5ad", store="s") for name in weights},
+    ).save(tmp_path)  # fmt: skip
+    content = gather(tmp_path, progress=False)
+    for name, values in weights.items():
+        found = content.whatif(content.attribution(name), [0, 1], add=True)[0]
+        np.testing.assert_allclose(found, values[:2].sum(axis=0), atol=1e-5)
+    before = content.attribution("trak").file.identity
+    Attribution(np.roll(weights["trak"], 1), np.zeros(20)).save(tmp_path / "trak" / "fit.h5ad")
+    os.utime(tmp_path / "trak" / "fit.h5ad", (1.7e9, 1.7e9))
+    after = gather(tmp_path, progress=False).attribution("trak").file.identity
+    assert after[:3] == before[:3]
+    assert after != before
+
+
+def test_a_dataset_changes_with_its_table(tmp_path: Path) -> None:
+    (tmp_path / "c.bed").write_bytes(b"x")
+    table = tmp_path / "a table.csv"
+    table.write_text("iid,y\n1,a\n")
+    name = datasets.name_of({"kind": "plink", "path": str(tmp_path / "c"), "label": "y", "table": str(table)})
+    before = identity(name)
+    assert identity(name) == before
+    table.write_text("iid,y\n1,b\n")
+    assert identity(name) != before
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, sparse: bool) -> None:
+    import h5py
+
+    weights = np.random.default_rng(0).normal(size=(30, 20)) * (np.arange(20) % 4 == 0 if sparse else 1)
+    Attribution(weights, np.zeros(20)).save(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        if sparse:
+            file["X/data"][31] = bad
+        else:
+            file["X"][4, 5] = bad
+    with pytest.raises(RequestError, match=r"a\.h5ad' has weights that are NaN or infinite, first of target 4"):
+        gather(tmp_path / "a.h5ad", progress=False)
+
+
+def test_an_error_of_computing_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    calls: list[int] = []
+
+    def fails() -> Any:
+        calls.append(1)
+        raise ValueError("singular")
+
+    for ask_ in (cache.arrays, cache.json):
+        with pytest.raises(ValueError, match="singular"):
+            ask_("kind", [1], fails)
+    assert len(calls) == 2
+    cache.json("kind", [1], lambda: 5)
+    cache.path("kind", "json", 1).write_text("{")
+    assert cache.json("kind", [1], lambda: 6) == 6
+    cache.arrays("kind", [1], lambda: {"a": np.ones(2)})
+    cache.path("kind", "npz", 1).write_bytes(b"")
+    assert cache.arrays("kind", [1], lambda: {"a": np.zeros(2)})["a"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_files_of_one_folder_keep_what_is_computed_of_each(tmp_path: Path, shared: bool) -> None:
+    how = {"cache": tmp_path / "kept"} if shared else {}
+    for name in "ab":
+        weights = np.random.default_rng(ord(name)).normal(size=(30, 20))
+        Attribution(weights, np.zeros(20)).save(tmp_path / f"{name}.h5ad")
+        assert gather(tmp_path / f"{name}.h5ad", progress=False, **how).cache.made
+    for name in "ab":
+        assert gather(tmp_path / f"{name}.h5ad", progress=False, **how).cache.made == []
 
 
 def test_the_cache_can_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -754,15 +1001,15 @@ def test_an_export_holds_the_same_arrays(content: Content, folder: Path, static:
     packed = data["weights"]["lasso"]
     starts, indices = decoded(packed["indptr"], np.int32), decoded(packed["indices"], np.int32)
     values = decoded(packed["values"], np.float32)
-    found = np.zeros_like(lasso)
+    whole = np.zeros_like(lasso)
     for k in range(40):
         part = slice(starts[k], starts[k + 1])
-        found[indices[part], k] = values[part]
-    np.testing.assert_array_equal(found, lasso)
+        whole[indices[part], k] = values[part]
+    np.testing.assert_array_equal(whole, lasso)
     for side in ("targets", "train"):
         for column in content.columns[side]:  # type: ignore[index]
-            kind = np.float32 if column.categories is None else np.int32
-            np.testing.assert_array_equal(decoded(data["columns"][side][column.name], kind), column.values)
+            found = decoded(data["columns"][side][column.name], column.packed.dtype)
+            np.testing.assert_array_equal(found, column.values)
     np.testing.assert_array_equal(decoded(data["maps"]["PCA, ridge"], np.float32).reshape(40, 2), content.map(0))
     assert len(data["details"]["targets"]) == 40
     assert data["details"]["targets"][3]["outputs"]["runs"] == 160
@@ -785,6 +1032,58 @@ def test_dense_attributions_are_cut_in_an_export(tmp_path: Path, static: Path) -
     assert decoded(packed["indptr"], np.int32).tolist() == list(range(0, 501, 100))
     first = set(decoded(packed["indices"], np.int32)[:100].tolist())
     assert first == set(np.argsort(-np.abs(weights[:, 0]))[:100].tolist())
+    np.testing.assert_allclose(decoded(packed["size"], np.float32), np.abs(weights).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("room", "steps"), [(2 * 750, 32767), (750, 127), (749, None)])
+def test_all_weights_of_a_dense_attribution_are_there_rounded_where_they_fit(
+    tmp_path: Path, static: Path, monkeypatch: pytest.MonkeyPatch, room: int, steps: int | None
+) -> None:
+    monkeypatch.setattr(exporting, "_ROUNDED", room)
+    weights = np.random.default_rng(0).normal(size=(150, 5)).astype(np.float32)
+    weights[:, 3] = 0
+    Attribution(weights, np.zeros(5)).save(tmp_path / "a.h5ad")
+    data = data_in(page(gather(tmp_path / "a.h5ad", progress=False), static))
+    (about,) = data["meta"]["attributions"]
+    packed = data["weights"][about["name"]]
+    assert about["steps"] == steps
+    assert ("rounded" in packed) is (steps is not None)
+    if steps is not None:
+        whole = decoded(packed["rounded"], np.int16 if steps > 127 else np.int8).reshape(150, 5)
+        found = whole * decoded(packed["units"], np.float32)
+        assert (np.abs(found - weights) <= 0.5001 * np.abs(weights).max(axis=0) / steps).all()
+
+
+def test_the_room_for_rounded_weights_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = dense_run(tmp_path, 150, 5)
+    for room, steps in ((3000, [32767, 32767]), (2999, [127, 127]), (1499, [127, None]), (749, [None, None])):
+        monkeypatch.setattr(exporting, "_ROUNDED", room)
+        assert [about["steps"] for about in data_of(content)["meta"]["attributions"]] == steps
+
+
+def test_an_export_compares_as_the_server_does(tmp_path: Path) -> None:
+    content = dense_run(tmp_path, 150, 5)
+    data, expected = data_of(content), content.agreement(*content.attributions)
+    assert list(data["agreement"]) == ["0/1"]
+    found = decoded(data["agreement"]["0/1"], np.float32).reshape(2, 5)
+    np.testing.assert_array_equal(found, [expected["overlap"], expected["cosine"]])
+
+
+def dense_run(folder: Path, n_train: int, n_targets: int) -> Content:
+    """A run of two dense attributions that are alike, the second calibrated."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(n_train, n_targets))
+    facts = {
+        "slope": 0.5 + rng.random(n_targets), "slope_se": 0.1 * rng.random(n_targets), "effect_sd": rng.random(n_targets),
+        "noise_sd": rng.random(n_targets), "calibration_df": 5 + np.arange(n_targets) % 9.0,
+    }  # fmt: skip
+    Attribution(base, np.zeros(n_targets)).save(folder / "a.h5ad")
+    Attribution(base + 1.5 * rng.normal(size=base.shape), np.zeros(n_targets), facts).save(folder / "b.h5ad")
+    Run(
+        title="two", created="2026-01-01T00:00:00+00:00", stores={"s": "s"}, view=View(neighbours="a", embedding="a"),
+        attributions={name: RunAttribution(path=f"{name}.h5ad", store="s") for name in "ab"},
+    ).save(folder)  # fmt: skip
+    return gather(folder, progress=False)
 
 
 def test_hostile_labels_are_data(tmp_path: Path, static: Path) -> None:
@@ -968,28 +1267,10 @@ def test_a_report_of_a_file_scores_it_on_stores(folder: Path, tmp_path: Path) ->
     assert report_attribution(tmp_path / "a.h5ad")["attributions"] == {}
 
 
-def test_a_run_whose_targets_are_its_training_cells(tmp_path: Path) -> None:
+def test_a_run_whose_targets_are_its_training_cells(cells: Path) -> None:
     """All obs columns colour and may confound, ids are found, and a row is the genes that stand out most."""
-    rng = np.random.default_rng(0)
-    kind = np.arange(60) % 3
-    counts = rng.normal(size=(60, 80)).astype(np.float32) + 4 * np.eye(80, dtype=np.float32)[kind]
-    cells = anndata.AnnData(
-        counts,
-        pd.DataFrame(
-            {"type": pd.Categorical([f"t{k % 2}" for k in kind]), "state": kind.astype(str), "depth": counts.sum(1)},
-            [f"cell{i}" for i in range(60)],
-        ).assign(donor=[f"d{i // 20}" for i in range(60)]),
-        pd.DataFrame(index=[f"G{j}" for j in range(80)]),
-    )
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    data = datasets.from_anndata(tmp_path / "cells.h5ad", "type", hidden="state", groups="donor")
-    task = TrainRecipe(Recipe(architecture="linear", epochs=3, lr=0.02), data, splits=("train",))
-    parts = [Part("a", task, 0.5, 60), Part("b", task, 0.5, 20, seed=1)]
-    run_experiment(
-        tmp_path / "run", title="cells", parts=parts, fits=[Fit("ridge", Ridge(), "a", "b")], neighbours="ridge",
-        embedding="ridge", jobs=1, progress=False,
-    )  # fmt: skip
-    found = data_in((tmp_path / "run/index.html").read_text())
+    counts = anndata.read_h5ad(cells.parent / "cells.h5ad").X
+    found = data_in((cells / "index.html").read_text())
     targets = found["meta"]["targets"]
     assert (targets["kind"], targets["label"], targets["train_columns"]) == ("rows", "state", True)
     assert {"state", "class", "group", "depth"} <= {column["name"] for column in targets["columns"]}
@@ -1001,6 +1282,34 @@ def test_a_run_whose_targets_are_its_training_cells(tmp_path: Path) -> None:
     assert found["names"]["targets"]["texts"][7].split(", ")[0] in (row[0][0], f"low {row[0][0]}")
     assert found["groups"]["label"] == "state"
     assert found["groups"]["n_clusters"] == 3
+
+
+def test_outputs_of_training_examples_are_of_models_that_did_not_see_them(cells: Path) -> None:
+    store, content = Store.open(cells / "a"), gather(cells, progress=False)
+    outputs = np.where(store.masks(), np.nan, np.asarray(store.array("train_margins"), np.float64))
+    columns = {one.name: one for one in content.columns["targets"]}
+    for name, expected in (
+        ("mean output", np.nanmean(outputs, axis=0)),
+        ("sd of output", np.nanstd(outputs, axis=0, ddof=1)),
+        ("prediction", np.nanmean(np.where(np.isnan(outputs), np.nan, outputs > 0), axis=0)),
+    ):
+        np.testing.assert_allclose(columns[name].values, expected, rtol=1e-5)
+        assert "the models that did not see it" in columns[name].description
+    shown = content.details("targets", 7)["outputs"]
+    mine = outputs[~np.isnan(outputs[:, 7]), 7]
+    assert shown["runs"] == sum(shown["counts"]) == len(mine) < 60
+    assert (shown["low"], shown["high"]) == pytest.approx((mine.min(), mine.max()))
+
+
+def test_outputs_of_several_blocks_of_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "_ROWS", 7)
+    store, t = Store.open(folder / "half"), np.array([3, 0, 39])
+    own = np.array([5, 59, 5])
+    found = measured.outputs_of(store, "margins", t, lambda done: None, train_columns=own)
+    outputs = np.where(store.masks()[:, own], np.nan, np.asarray(store.array("margins"), np.float64)[:, t])
+    np.testing.assert_allclose(found["mean"], np.nanmean(outputs, axis=0))
+    np.testing.assert_allclose(found["sd"], np.nanstd(outputs, axis=0, ddof=1))
+    np.testing.assert_array_equal(found["runs"], (~np.isnan(outputs)).sum(axis=0))
 
 
 def test_the_command_exports(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

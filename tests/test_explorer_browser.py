@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,14 @@ from datamodels.explorer import app, export, gather
 from datamodels.explorer.content import Content
 from datamodels.explorer.verify import Verifier
 from tests.browser import Browser
-from tests.test_explorer import DATA, HOSTILE, content, folder
+from tests.test_explorer import DATA, HOSTILE, cells, content, dense_run, exporting, folder
 
 pytestmark = pytest.mark.browser
-__all__ = ["content", "folder"]  # fixtures: a run of 40 targets and 60 training examples
+__all__ = [
+    "cells",
+    "content",
+    "folder",
+]  # fixtures: a run of 60 targets that are its examples, one of 40 targets and 60 examples
 
 VIEWS = ("map?s=3.1.1", "target/3", "train", "train/5", "groups", "whatif?w=1.1.1", "compare?t=3", "about")
 STATE = "explorer.state"
@@ -164,14 +169,18 @@ def test_colours_and_filters(page: Opened) -> None:
 
 
 def test_the_map_without_a_mouse(page: Opened, content: Content) -> None:
-    page.go("map?t=0")
     places = content.map(0)
-    page.run("document.querySelector('.map-box').focus()")
+    unit = (places - places.min(axis=0)) / np.ptp(places, axis=0)
+    middle = int(np.abs(unit - 0.5).sum(axis=1).argmin())
     for key, axis, sign in (("ArrowRight", 0, 1), ("ArrowUp", 1, 1), ("ArrowLeft", 0, -1), ("ArrowDown", 1, -1)):
-        start = page.run(f"{STATE}.target")
+        page.go(f"map?t={middle}")
+        page.run("document.querySelector('.map-box').focus()")
         page.browser.press(key)
-        end = page.run(f"{STATE}.target")
-        assert end == start or sign * (places[end, axis] - places[start, axis]) > 0
+        end, step = page.run(f"{STATE}.target"), sign * (unit - unit[middle])[:, axis]
+        aside = np.abs(unit - unit[middle])[:, 1 - axis]
+        able = (step > 1e-9) & (aside <= 1.5 * step)
+        assert able.sum() > 1
+        assert end == np.where(able, step + 2 * aside, np.inf).argmin()
     chosen = page.run(f"{STATE}.target")
     assert page.run("document.getElementById('said').textContent").startswith(f"target {chosen}")
     page.browser.press("Enter")
@@ -209,6 +218,41 @@ def test_a_selection_and_what_would_hurt_it(page: Opened, folder: Path) -> None:
     chosen = page.run(f"{STATE}.whatif")
     assert sorted(chosen) == sorted(np.argsort(-total, kind="stable")[:20].tolist())
     page.quiet()
+
+
+def test_a_lasso_takes_the_points_within_it(page: Opened, content: Content) -> None:
+    page.go()
+    page.run("document.querySelector('[data-mode=lasso]').click()")
+    places = content.map(0)
+    order = np.argsort(places[:, 0])
+    cut = float(places[order[12], 0] + places[order[13], 0]) / 2
+    left, top, right, bottom = page.run(f"(b => [b.left, b.top, b.right, b.bottom])({PLOT}.getBoundingClientRect())")
+    low, high = page.run(f"{PLOT}.layout.xaxis.range")
+    x = left + (cut - low) / (high - low) * (right - left)
+    page.browser.drag((left + 3, top + 3), (x, top + 3), (x, bottom - 3), (left + 3, bottom - 3), (left + 3, top + 5))
+    page.browser.until(f"{STATE}.selection.length > 0")
+    assert page.run(f"{STATE}.selection") == sorted(order[:13].tolist())
+    assert "13 targets selected" in page.run("document.querySelector('.side').textContent")
+    page.quiet()
+
+
+def test_a_cluster_on_the_map_is_its_members(file: Opened, cells: Path, tmp_path: Path) -> None:
+    content = gather(cells, progress=False)
+    assert content.subgroups is not None
+    opened = _opened(file.browser, export(content, tmp_path / "cells.html").as_uri())
+    opened.go("groups")
+    clusters = np.array(content.subgroups["clusters"])
+    for number in np.unique(clusters):
+        opened.show("groups")
+        opened.run(f"document.querySelectorAll('.groups tbody tr')[{number}].querySelector('button').click()")
+        opened.browser.until(f"{STATE}.view === 'map' && document.querySelector('.js-plotly-plot')?.data")
+        shown = opened.run(f"{PLOT}.data[0].x.map((x, i) => x === null ? -1 : i).filter(i => i >= 0)")
+        assert shown == np.flatnonzero(clusters == number).tolist()
+    opened.show("target/7")
+    assert re.search(
+        "Over [0-9]+ models? that did not see it", opened.run("document.getElementById('content').textContent")
+    )
+    opened.quiet()
 
 
 def test_a_target_shows_its_weights(page: Opened, folder: Path) -> None:
@@ -263,6 +307,77 @@ def test_two_attributions_agree_as_python_says(page: Opened, content: Content) -
         np.testing.assert_allclose(np.array(found, dtype=float), expected[name], atol=1e-5)
     assert page.run("document.querySelectorAll('.pair .panel').length") == 2
     page.quiet()
+
+
+ASKED = list(range(0, 300, 2))  # half of the training examples
+
+
+@pytest.mark.parametrize(("room", "steps"), [(2 * 2 * 300 * 20, 32767), (2 * 300 * 20, 127)])
+def test_a_file_of_dense_attributions_says_what_the_server_says(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, steps: int
+) -> None:
+    monkeypatch.setattr(exporting, "_ROUNDED", room)
+    content = dense_run(tmp_path, 300, 20)
+    first, second = content.attributions
+    opened = _opened(browser, export(content, tmp_path / "out.html").as_uri())
+    opened.go("compare?t=3")
+    agreement = content.agreement(first, second)
+    for name in ("overlap", "cosine"):
+        found = opened.run(f"explorer.source.agreement('b', 'a').then(a => [...a.{name}])")
+        np.testing.assert_allclose(found, agreement[name], atol=1e-6)
+    for shown in (first, second):
+        unit = max(float(np.abs(shown.file.row(k)[1]).max()) for k in range(20)) / steps
+        error = 5 * unit * np.sqrt(len(ASKED) / 12)  # five standard deviations of a sum of roundings
+        for add in (False, True):
+            expected = content.whatif(shown, ASKED, add=add)
+            found = opened.run(
+                f"explorer.source.whatif('{shown.name}', Int32Array.from({ASKED}), {str(add).lower()})"
+                ".then(a => ['predicted', 'low', 'high'].map(k => a[k] && [...a[k]]))"
+            )
+            np.testing.assert_allclose(found[0], expected[0], atol=error)
+            if shown.calibrated:
+                np.testing.assert_allclose(found[1:], expected[1:], atol=1.2 * error)
+            else:
+                assert found[1:] == [None, None]
+        for j in (0, 299):
+            found = opened.run(
+                f"explorer.source.weights('{shown.name}', 'train', {j}).then(w => [[...w.indices], [...w.values]])"
+            )
+            indices, values = shown.by_train.row(j)
+            assert np.array(found[0])[np.abs(found[1]) > 0.1].size >= (np.abs(values) > 0.15).sum()
+            np.testing.assert_allclose(found[1], values[np.searchsorted(indices, found[0])], atol=0.501 * unit)
+    opened.show("whatif?w=3.2.c&a=b")
+    assert f"1/{steps:,} of each target" in opened.run("document.getElementById('content').textContent")
+    assert opened.run("document.querySelectorAll('.whisker').length") > 0
+    opened.quiet()
+
+
+def test_a_file_that_holds_too_little_refuses_a_what_if(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_ROUNDED", 0)
+    weights = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+    weights[:40] *= 30  # these are kept, but for a few
+    Attribution(weights, np.zeros(20)).save(tmp_path / "a.h5ad")
+    content = gather(tmp_path / "a.h5ad", progress=False)
+    (shown,) = content.attributions
+    opened = _opened(browser, export(content, tmp_path / "out.html").as_uri())
+    opened.go("whatif?w=1e.1.1.1.1")  # 50 to 54
+    kept = [np.abs(column) >= np.sort(np.abs(column))[-100] for column in weights.T]
+    share = (np.abs(weights) * np.transpose(kept))[50:55].sum() / np.abs(weights[50:55]).sum()
+    assert share < 0.8
+    words = opened.run("document.getElementById('kept').textContent")
+    assert f"{int(100 * share)} % of the weights" in words
+    assert "too little" in words
+    assert opened.run("document.querySelectorAll('.chips li').length") == 5
+    assert opened.run("!document.getElementById('told')")
+    opened.show("whatif?w=0.1.1")
+    assert "too little" not in opened.run("document.getElementById('content').textContent")
+    found = opened.run(
+        f"explorer.source.whatif('{shown.name}', Int32Array.from([0, 1, 2]), false).then(a => [...a.predicted])"
+    )
+    np.testing.assert_allclose(found, content.whatif(shown, [0, 1, 2], add=False)[0], atol=2)
+    opened.quiet()
 
 
 def test_search(page: Opened) -> None:
@@ -376,11 +491,17 @@ def _downloaded(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def test_verification_retrains(site: Opened, file: Opened) -> None:
-    site.go("whatif?w=3.2.c")
+def test_verification_retrains(site: Opened, file: Opened, tmp_path: Path) -> None:
+    site.browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    site.go("whatif?w=3.2.c&a=ridge")
     site.run("const n = document.querySelector('input[name=runs]'); n.value = 2; n.form.requestSubmit()")
     site.browser.until("document.getElementById('verdict')", 60)
     assert site.run("document.querySelectorAll('#verify .chart .dot').length") == 40
+    assert site.run("document.querySelectorAll('#verify .chart .error.across').length") == 40
+    assert "on all training examples and on all but" in site.run("document.querySelector('#verify').textContent")
+    site.run("[...document.querySelectorAll('#verify button')].find(b => b.textContent === 'CSV').click()")
+    rows = list(csv.DictReader(_downloaded(tmp_path / "verified.csv").decode().splitlines()))
+    assert all(float(row["predicted_low"]) < float(row["predicted"]) < float(row["predicted_high"]) for row in rows)
     assert "v=" in site.run("location.hash")
     site.browser.call("Page.reload")
     site.browser.until("document.getElementById('verdict')")  # the address knows the verification

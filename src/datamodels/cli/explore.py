@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from datamodels.cli.common import Json, Trust, emit
+from datamodels.errors import RequestError
 
 
 def explore(
@@ -16,6 +17,9 @@ def explore(
     ],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; a free one by default.")] = 0,
     export: Annotated[Path | None, typer.Option(help="Write one HTML file instead, which needs no server.")] = None,
+    umap: Annotated[
+        bool, typer.Option("--umap", help="Draw a UMAP into the exported file too, which takes seconds to minutes.")
+    ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     cache: Annotated[
         Path | None, typer.Option(help="Folder of what is computed once; .explorer in the run by default.")
@@ -32,9 +36,11 @@ def explore(
     from datamodels.explorer import export as write
     from datamodels.explorer import gather, serve
 
+    if umap and export is None:
+        raise RequestError("--umap goes with --export; the served page draws a UMAP when it is chosen on the map")
     content = gather(source, cache=cache, trust=trust)
     if export is not None:
-        path = write(content, export)
+        path = write(content, export, umap=umap)
         size = path.stat().st_size
         emit({"page": str(path), "bytes": size}, f"wrote {path} ({size / 1e6:.1f} MB)", as_json)
         return

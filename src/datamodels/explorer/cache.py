@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,22 @@ from datamodels.errors import RequestError, first_line
 from datamodels.files import replacing
 
 FOLDER = ".explorer"
-_VERSION = 2  # of what is computed; a change of it computes all anew
+_VERSION = 3  # of what is computed; a change of it computes all anew
+
+
+_BLOCK = 1 << 16
+_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile)
+T = TypeVar("T")
+
+
+def file_identity(path: Path, name: str) -> list[Any]:
+    """What tells a file from another: a name, size, time of change, and a hash of its first, middle and last 64 KiB."""
+    about, hashed = path.stat(), hashlib.blake2b(digest_size=10)
+    with path.open("rb") as file:
+        for place in (0, about.st_size // 2, about.st_size - _BLOCK):
+            file.seek(max(0, place))
+            hashed.update(file.read(_BLOCK))
+    return [name, about.st_size, about.st_mtime_ns, hashed.hexdigest()]
 
 
 class Cache:
@@ -59,21 +74,28 @@ class Cache:
 
     def arrays(self, kind: str, facts: list[Any], make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
         """Name -> array."""
-        path = self.path(kind, "npz", *facts)
 
         def save(to: Path) -> None:
             np.savez(to, **cast(dict[str, Any], make()))
 
-        try:
-            return _loaded(self.file(path, save))
-        except (ValueError, zipfile.BadZipFile):  # damaged
-            path.unlink()
-            return _loaded(self.file(path, save))
+        return self._loaded(self.path(kind, "npz", *facts), save, _arrays_of)
 
     def json(self, kind: str, facts: list[Any], make: Callable[[], Any]) -> Any:
         """A value of JSON."""
-        path = self.file(self.path(kind, "json", *facts), lambda to: to.write_text(json.dumps(make())))
-        return json.loads(path.read_text())
+        return self._loaded(
+            self.path(kind, "json", *facts),
+            lambda to: to.write_text(json.dumps(make())),
+            lambda path: json.loads(path.read_text()),
+        )
+
+    def _loaded(self, path: Path, make: Callable[[Path], object], load: Callable[[Path], T]) -> T:
+        """What a file holds; made anew when it is damaged."""
+        if path.exists():
+            try:
+                return load(path)
+            except _DAMAGED:
+                path.unlink(missing_ok=True)
+        return load(self.file(path, make))
 
     def prune(self) -> None:
         """Remove files that depended on what is no more."""
@@ -83,6 +105,6 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def _loaded(path: Path) -> dict[str, Any]:
+def _arrays_of(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as content:
         return dict(content)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from datamodels.explorer.examples import Examples
 from datamodels.explorer.results import Beside
 from datamodels.explorer.weights import Row, TrainMajor, WeightsFile, strongest
 from datamodels.run import Run
+from datamodels.store import Store
 
 Side = Literal["targets", "train"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -45,6 +47,22 @@ class Shown:
     @property
     def calibrated(self) -> bool:
         return all(name in self.file.target_facts for name in _CALIBRATION)
+
+    @cached_property
+    def half_widths(self) -> NDArray[np.float64]:
+        """What the interval of `datamodels.regression.calibration.removal` is made of, (2, n_targets): half its width for one example
+        of weight 0, a, and for a summed weight of 1 whose examples miss nothing, b. For k examples whose weights sum to w it is
+        sqrt(k a² + (b w)²)."""
+        from datamodels.regression.calibration import removal
+
+        names = {name: np.asarray(self.file.target_facts[name], np.float64) for name in _CALIBRATION}
+
+        def half(weight: float, effect: NDArray[np.float64]) -> NDArray[np.float64]:
+            weights, facts = np.full((1, self.file.n_targets), weight, np.float32), {**names, "effect_sd": effect}
+            found = removal(Attribution(weights, self.file.bias, target_facts=facts), np.array([0]), add=True)
+            return found.high - found.predicted
+
+        return np.stack([half(0.0, names["effect_sd"]), half(1.0, np.zeros(self.file.n_targets))])
 
     def about(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -89,6 +107,8 @@ class Content:
         A hash of all that is shown.
     groups, subgroups
         The table of clusters, as the page shows it; the clusters and their scores, as `Subgroups.to_dict` gives them.
+    task, store
+        How the models of the default attribution are trained, and where they are; None when it cannot be told.
     n_models
         Complete models of all stores of the run, or rows that the file's fit has used.
     """
@@ -114,6 +134,7 @@ class Content:
     beside: dict[str, Beside] = field(default_factory=dict)
     usual_distance: float = 1.0
     task: Any = None
+    store: Store | None = None
 
     def __post_init__(self) -> None:
         self._drawing, self._painting, self._comparing = threading.Lock(), threading.Lock(), threading.Lock()
@@ -151,9 +172,7 @@ class Content:
 
     def maps(self) -> list[dict[str, str]]:
         """Name, method and attribution of each map; that of the subgroups' attribution is first."""
-        methods = ["PCA"]
-        if measures.has_umap() and 3 < self.n_targets <= _UMAP_LARGEST:
-            methods.append("UMAP")
+        methods = ["PCA"] if self.no_umap() else ["PCA", "UMAP"]
         order = sorted(self.attributions, key=lambda shown: shown.name != self.embedded)
         return [
             {"name": f"{method}, {shown.name}", "method": method, "attribution": shown.name}
@@ -161,11 +180,18 @@ class Content:
             for method in methods
         ]
 
+    def no_umap(self) -> str | None:
+        """Why no UMAP is offered, None where it is."""
+        if not measures.has_umap():
+            return "umap-learn is not installed"
+        few, many = 4, _UMAP_LARGEST
+        return None if few <= self.n_targets <= many else f"{self.n_targets:,} targets are not {few} to {many:,}"
+
     def meta(self) -> dict[str, Any]:
         """The first thing that a page asks for, JSON-ready."""
         columns = {side: [column.about() for column in self.columns[side]] for side in SIDES}
         known = [column["name"] for column in columns["targets"]]
-        colour = self.labels["targets"] or next((name for name in ("cluster",) if name in known), None)
+        colour = self.labels["targets"] or (self.groups and self.groups["column"])
         sides: dict[str, dict[str, Any]] = {
             side: {
                 "columns": columns[side],
@@ -268,7 +294,9 @@ class Content:
         out = np.full((3, self.n_targets), np.nan, dtype=np.float32)
         out[0] = change if add else 0 - change
         if shown.calibrated and len(members):
-            out[1:] = _interval(shown.file, change, len(members), add=add)
+            missed, slope = shown.half_widths
+            wide = np.sqrt(len(members) * missed**2 + (slope * change) ** 2)
+            out[1:] = out[0] - wide, out[0] + wide
         return out
 
     # -- pages ------------------------------------------------------------------------------------------
@@ -309,19 +337,6 @@ class Content:
         """Intervals and selection of the strongest weights of a target."""
         indices, _ = strongest(self.attribution(name).file.row(target), _INTERVALS)
         return self.beside[name].of(target, indices)
-
-
-def _interval(file: WeightsFile, change: NDArray[np.float64], k: int, *, add: bool) -> NDArray[np.float64]:
-    """Ends (2, n_targets) of the interval of `datamodels.regression.calibration.removal` for k examples whose weights sum to `change`.
-
-    It takes the examples as one, of that weight and of the spread of k.
-    """
-    from datamodels.regression.calibration import removal
-
-    facts = {name: file.target_facts[name] for name in _CALIBRATION}
-    facts["effect_sd"] = np.sqrt(k) * np.asarray(facts["effect_sd"], dtype=np.float64)
-    found = removal(Attribution(change[None].astype(np.float32), file.bias, target_facts=facts), np.array([0]), add=add)
-    return np.stack([found.low, found.high])
 
 
 def _fit(shown: Shown, target: int) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels import datasets
 from datamodels.datasets import Dataset, Split
+from datamodels.explorer.cache import file_identity
 from datamodels.explorer.columns import Column, category, column_of
 
 SplitName = Literal["train", "test"]
@@ -29,9 +31,11 @@ def identity(name: str) -> list[Any]:
         return [name, uuid.uuid4().hex]
     if not datasets.is_file(name):
         return [name]
-    path = Path(name.partition(":")[2].partition("?")[0])
-    found = [(one.name, one.stat()) for one in sorted(path.parent.glob(f"{path.name}*"))]
-    return [name, *([file, about.st_size, about.st_mtime_ns] for file, about in found)]
+    place, _, query = name.partition(":")[2].partition("?")
+    path = Path(place)
+    tables = [Path(unquote(part.removeprefix("table="))) for part in query.split("&") if part.startswith("table=")]
+    found = [*sorted(path.parent.glob(f"{path.name}*")), *tables]
+    return [name, *(file_identity(one, one.name) for one in found if one.is_file())]
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -46,7 +50,10 @@ def _split(data: Dataset, split: Split) -> dict[str, Any]:
         "picture": None if split.images is None else list(split.images.shape[1:3]),
         "n_features": split.flat.shape[1],
         "ids": None if split.ids is None else split.ids.tolist(),
-        "columns": [{**column.about(), "values": column.values.tolist()} for column in _columns(data, split)],
+        "columns": [
+            {**column.about(), "dtype": str(column.values.dtype), "values": column.values.tolist()}
+            for column in _columns(data, split)
+        ],
     }
 
 
@@ -70,7 +77,7 @@ def columns_from(found: dict[str, Any], index: NDArray[np.int64]) -> list[Column
     return [
         Column(
             about["name"],
-            np.asarray(about["values"], dtype=np.float32 if about["kind"] == "number" else np.int32)[index],
+            np.asarray(about["values"], dtype=about["dtype"])[index],
             about["description"],
             tuple(about["categories"]) if "categories" in about else None,
         )

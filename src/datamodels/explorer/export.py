@@ -28,10 +28,10 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:; worker-src blob:; connect-src 'none'; base-uri 'none'; form-action 'none'"
 )
-_KEPT = 100  # weights per target of attributions that have too many
+_KEPT = 100  # weights per target of attributions that have too many, exact, for lists
 _MANY = 1_500_000  # weights of a sparse attribution that are kept whole
+_ROUNDED = 6_000_000  # bytes, before base64, of all weights of the others, rounded
 _DISTANCES = 2e10  # products that distances between all training examples may take
-_DRAWN = 100  # targets from which UMAP tells more than two components do
 _PIXELS = 4_000_000  # of all pictures of a side
 
 _IMPORT = re.compile(r"""import \{([^}'"]*)\} from (["'])\./([\w-]+\.js)\2;?""")
@@ -39,19 +39,25 @@ _EXPORT = re.compile(r"export (?=(?:async )?(?:function\*? ?|const |let |class )
 _DECLARED = re.compile(r"(?:export )?(?:async )?(?:function\*?|const|let|var|class) (\w+)")
 
 
-def export(content: Content, path: str | Path) -> Path:
+def export(content: Content, path: str | Path, *, umap: bool = False) -> Path:
     """Write the explorer of a content as one HTML file.
 
-    What it leaves out: all but the 100 strongest weights per target of dense attributions, UMAP maps that were not drawn yet
-    (that of the subgroups' attribution is drawn now, of 100 targets or more), duplicates in large datasets, and verification.
+    Lists of dense attributions are of the 100 strongest weights per target. All their weights are there, rounded, where they fit in
+    6 MB; else a what-if is refused when the 100 hold too little of what is asked for. It leaves out UMAP maps that were not drawn yet,
+    duplicates in large datasets, and verification.
+
+    Parameters
+    ----------
+    umap
+        Draw the UMAP of the subgroups' attribution, if it is not drawn yet (seconds to minutes).
 
     Raises
     ------
     RequestError
-        when the file cannot be written.
+        when the file cannot be written, or there can be no UMAP.
     """
     path = Path(path)
-    text = page(content, files("datamodels.explorer") / "static")
+    text = page(content, files("datamodels.explorer") / "static", umap=umap)
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -60,12 +66,12 @@ def export(content: Content, path: str | Path) -> Path:
     return path
 
 
-def page(content: Content, static: Traversable) -> str:
+def page(content: Content, static: Traversable, *, umap: bool = False) -> str:
     """The file's text, made of the page's files in a folder."""
     from plotly.offline import get_plotlyjs
 
     # "<" never stands in the data, so that nothing in it can end the script or begin a comment.
-    data = json.dumps(data_of(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(data_of(content, umap=umap), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     script = bundle({item.name: item.read_text("utf-8") for item in static.iterdir() if item.name.endswith(".js")})
     parts = {
         _STYLE: f"<style>\n{_checked(static.joinpath('style.css').read_text('utf-8'), 'style')}\n</style>",
@@ -155,15 +161,25 @@ def _ends_early(text: str, tag: str) -> bool:
     return f"</{tag}" in lower or (comment >= 0 and "<script" in lower[comment:])
 
 
-def data_of(content: Content) -> dict[str, Any]:
+def data_of(content: Content, *, umap: bool = False) -> dict[str, Any]:
     """What the page reads instead of asking a server, JSON-ready; arrays in base64."""
     meta = content.meta()
-    drawn_now = content.embedded if content.n_targets >= _DRAWN else None
-    maps = [(k, one) for k, one in enumerate(meta["maps"]) if one["attribution"] == drawn_now or content.is_ready(k)]
-    weights = {}
+    maps = list(enumerate(meta["maps"]))
+    drawn_now = [k for k, one in maps if umap and (one["method"], one["attribution"]) == ("UMAP", content.embedded)]
+    if umap and not drawn_now:
+        raise RequestError(f"there can be no UMAP: {content.no_umap()}; leave --umap out")
+    maps = [(k, one) for k, one in maps if k in drawn_now or content.is_ready(k)]
+    weights, sizes = {}, _rounded_sizes(content)
     for about, shown in zip(meta["attributions"], content.attributions, strict=True):
         about["cut"] = _KEPT if _is_cut(shown) else None
+        about["steps"] = _steps(sizes[shown.name]) if shown.name in sizes else None
         weights[shown.name] = _weights(shown, about["cut"])
+        if about["cut"] is not None:
+            weights[shown.name]["size"] = _base64((shown.sums["positive"] - shown.sums["negative"]).astype("<f4"))
+        if shown.name in sizes:
+            weights[shown.name] |= _rounded(shown, sizes[shown.name])
+        if shown.calibrated:
+            weights[shown.name]["half_widths"] = _base64(shown.half_widths.astype("<f4"))
     drawn = {side: sprites(content, side) for side in SIDES}
     copies = content.n_train**2 * content.n_features <= _DISTANCES
     meta.update(
@@ -173,9 +189,15 @@ def data_of(content: Content) -> dict[str, Any]:
     )
     return {
         "meta": meta,
-        "columns": {side: {c.name: _base64(c.values) for c in content.columns[side]} for side in SIDES},
+        "columns": {side: {c.name: _base64(c.packed) for c in content.columns[side]} for side in SIDES},
         "maps": {about["name"]: _base64(content.map(k).astype("<f4")) for k, about in maps},
         "weights": weights,
+        "agreement": {
+            f"{i}/{j}": _base64(np.stack([found["overlap"], found["cosine"]]))
+            for j, second in enumerate(content.attributions)
+            for i, first in enumerate(content.attributions[:j])
+            for found in [content.agreement(first, second)]
+        },
         "details": {
             side: [_short(content.details(side, i, copies=copies)) for i in range(content.size(side))] for side in SIDES
         },
@@ -188,6 +210,32 @@ def data_of(content: Content) -> dict[str, Any]:
 def _is_cut(shown: Shown) -> bool:
     nonzero = shown.sums["n_nonzero"]
     return bool((shown.file.dense or nonzero.sum() > _MANY) and nonzero.max(initial=0) > _KEPT)
+
+
+def _rounded_sizes(content: Content) -> dict[str, int]:
+    """Bytes per weight, 2 or 1, of those attributions that are cut and whose weights all fit in rounded."""
+    cut, size = [shown.name for shown in content.attributions if _is_cut(shown)], content.n_targets * content.n_train
+    if 2 * size * len(cut) <= _ROUNDED:
+        return dict.fromkeys(cut, 2)
+    return dict.fromkeys(cut[: _ROUNDED // size], 1)
+
+
+def _steps(size: int) -> int:
+    """The parts in which the largest weight of a target is told."""
+    return 2 ** (8 * size - 1) - 1
+
+
+def _rounded(shown: Shown, size: int) -> dict[str, str]:
+    """All weights as integers (n_train, n_targets), in units of each target's largest over `_steps`, and these ``units``."""
+    file = shown.file
+    whole, units = np.empty((file.n_train, file.n_targets), f"<i{size}"), np.empty(file.n_targets, "<f4")
+    for start, stop in file.blocks():
+        block = file.block(start, stop)
+        rows = block if file.dense else block.toarray()
+        units[start:stop] = np.abs(rows).max(axis=1) / _steps(size)
+        unit = units[start:stop, None]
+        whole[:, start:stop] = np.rint(np.divide(rows, unit, out=np.zeros_like(rows), where=unit > 0)).T
+    return {"rounded": _base64(whole), "units": _base64(units)}
 
 
 def _weights(shown: Shown, k: int | None) -> dict[str, str]:

@@ -25,10 +25,12 @@ def target_facts(attributions: Sequence[Shown], outputs: Mapping[str, Any] | Non
     """Columns of targets: outputs of the models (under a key of a store), fits and their LDS."""
     out: list[Column] = []
     if outputs is not None:
-        out.append(number("mean output", outputs["mean"], "mean over the models"))
-        out.append(number("sd of output", outputs["sd"], "standard deviation over the models"))
+        unseen = attributions[0].file.train_columns is not None
+        models = "the models that did not see it" if unseen else "the models"
+        out.append(number("mean output", outputs["mean"], f"mean over {models}"))
+        out.append(number("sd of output", outputs["sd"], f"standard deviation over {models}"))
         if "margin" in key:
-            text = "share of the models that predict its label, those with a positive margin"
+            text = f"share of {models} that predict its label, those with a positive margin"
             out.append(number("prediction", outputs["positive"], text))
     for shown in attributions:
         if shown.lds is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from datamodels.explorer.weights import TrainMajor, WeightsFile
 from datamodels.progress import Progress
 from datamodels.report.judging import Judgement, name_of
 from datamodels.run import FILE, Run
+from datamodels.spec import MASKS
 from datamodels.store import Store
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def gather(
     source
         A folder with ``run.json``, or an ``.h5ad`` file of an attribution.
     cache
-        Folder of what is computed once; by default ``.explorer`` in the run's folder or beside the file.
+        Folder of what is computed once, for any number of sources; by default ``.explorer`` in the run's folder or beside the file.
     trust
         Whether code that ``run.json`` names, as PKG.MODULE:FUNCTION of a dataset or of an architecture, may be imported
         and called.
@@ -102,7 +104,7 @@ class _Gathering:
         self.source, self.root, self.run, self.trust, self.progress = source, root, run, trust, progress
         self.facts: list[tuple[str, str]] = []
         files = self._files()
-        self.cache = Cache(root / FOLDER if cache is None else Path(cache))
+        self.cache = Cache(self._cache_folder(cache))
         self.default = next(iter(files))
         first = files[self.default]
         self.files = {name: file for name, file in files.items() if self._is_alike(name, file, first)}
@@ -111,6 +113,13 @@ class _Gathering:
         self.data = self._dataset()
         self.side = self._side_of_targets()
 
+    def _cache_folder(self, given: str | Path | None) -> Path:
+        """Of this source alone, since what it has not used is removed from it."""
+        if given is None:
+            return self.root / FOLDER if self.run is not None else self.root / FOLDER / self.source.name
+        place = self.source.resolve()
+        return Path(given) / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+
     def _files(self) -> dict[str, WeightsFile]:
         """All attributions, that of the default view first."""
         if self.run is None:
@@ -118,7 +127,8 @@ class _Gathering:
             return {name_of(file.provenance, self.source): file}
         first = self.run.view.neighbours
         names = sorted(self.run.attributions, key=lambda name: name != first)
-        return {name: WeightsFile(self.root / self.run.attributions[name].path) for name in names}
+        places = {name: str(self.run.attributions[name].path) for name in names}
+        return {name: WeightsFile(self.root / place, place) for name, place in places.items()}
 
     def _is_alike(self, name: str, file: WeightsFile, first: WeightsFile) -> bool:
         same = file.n_train == first.n_train and np.array_equal(file.targets, first.targets)
@@ -179,9 +189,12 @@ class _Gathering:
         return store if self._key() in store.keys else None
 
     def _key(self) -> str:
-        file = self.files[self.default]
-        source: Mapping[str, Any] = next(iter(file.provenance.get("sources", [])), {})
-        return str(source.get("outputs_key", "margins" if file.train_columns is None else "train_margins"))
+        usual = "margins" if self.files[self.default].train_columns is None else "train_margins"
+        return str(self._first_source().get("outputs_key", usual))
+
+    def _first_source(self) -> Mapping[str, Any]:
+        """What the default attribution says of the rows that it was fitted on."""
+        return next(iter(self.files[self.default].provenance.get("sources", [])), {})
 
     @contextmanager
     def _bar(self, title: str, total: int, unit: str = "targets") -> Iterator[Callable[[int], None]]:
@@ -195,15 +208,16 @@ class _Gathering:
         examples = self._examples()
         outputs = self._outputs()
         columns: dict[Side, list[Column]] = {
-            "targets": [*self._given("targets"), *target_facts(attributions, outputs, self._key())],
-            "train": [*self._given("train"), *train_facts(attributions)],
+            "targets": _apart(self._given("targets"), target_facts(attributions, outputs, self._key())),
+            "train": _apart(self._given("train"), train_facts(attributions)),
         }
         labels: dict[Side, str | None] = {side: self._label(columns[side]) for side in columns}
         grouped = self._groups(attributions, columns["targets"], labels["targets"], examples["targets"], n_clusters)
         if grouped is not None:
-            columns["targets"].append(groups.column_of_clusters(grouped["subgroups"]["clusters"], self.embedded))
-        columns["targets"] += self._agreement(attributions)
-        columns = {side: _distinct(found) for side, found in columns.items()}
+            clusters = groups.column_of_clusters(grouped["subgroups"]["clusters"], self.embedded)
+            columns["targets"] = _apart(columns["targets"], [clusters])
+            grouped["page"]["column"] = columns["targets"][-1].name
+        columns["targets"] = _apart(columns["targets"], self._agreement(attributions))
         near = results_beside(self._neighbouring_files(), self.files)
         usual = 1.0
         if self.data is not None and self.dataset is not None:
@@ -236,6 +250,7 @@ class _Gathering:
             beside=near,
             usual_distance=usual,
             task=self._task(),
+            store=self._store(),
         )
         _keep_drawn(content)
         self.cache.prune()
@@ -246,8 +261,8 @@ class _Gathering:
             with self._bar(f"{title} of {name}", file.n_targets) as tick:
                 return make(file, tick)
 
-        by_train = in_bar("weights by training example", lambda file, tick: TrainMajor(file, self.cache, tick))
         sums = self.cache.arrays("sums", [file.identity], lambda: in_bar("sums", measures.sums))
+        by_train = in_bar("weights by training example", lambda file, tick: TrainMajor(file, self.cache, tick))
         embedding = self.cache.arrays(
             "pca",
             [file.identity],
@@ -311,17 +326,22 @@ class _Gathering:
         store = self._store()
         if store is None:
             return None
-        targets = self.files[self.default].targets
+        file, masks_key = self.files[self.default], str(self._first_source().get("masks_key", MASKS))
+        targets = file.targets
 
         def compute() -> dict[str, Any]:
             with self._bar("outputs", 2 * int(store.completed().sum()), "models") as tick:
-                return measures.outputs_of(store, self._key(), targets, tick)
+                return measures.outputs_of(
+                    store, self._key(), targets, tick, train_columns=file.train_columns, masks_key=masks_key
+                )
 
         flat = int(np.prod(store.field(self._key()).shape, dtype=np.int64))
         if targets.max(initial=-1) >= flat or not store.completed().any():
             return None
-        hashed = hashlib.sha256(targets.tobytes()).hexdigest()
-        return self.cache.arrays("outputs", [store.fingerprint(), self._key(), hashed], compute)
+        hashed = hashlib.sha256(targets.tobytes())
+        if file.train_columns is not None:
+            hashed.update(file.train_columns.tobytes())
+        return self.cache.arrays("outputs", [store.fingerprint(), self._key(), masks_key, hashed.hexdigest()], compute)
 
     # -- columns ----------------------------------------------------------------------------------------
 
@@ -335,7 +355,9 @@ class _Gathering:
         return out + [column_of(name, values, OF_FILE) for name, values in plain.items()]
 
     def _label(self, columns: list[Column]) -> str | None:
-        return next((column.name for column in columns if column.categories is not None), None)
+        """The first column of categories that are no names of single examples."""
+        able = (one for one in columns if one.categories is not None)
+        return next((one.name for one in able if one.description == LEARNED or _groups_them(one)), None)
 
     def _agreement(self, attributions: list[Shown]) -> list[Column]:
         out: list[Column] = []
@@ -429,9 +451,18 @@ def _keep_drawn(content: Content) -> None:
             content.sprite_path(side, page)
 
 
-def _distinct(columns: list[Column]) -> list[Column]:
-    """The first column of each name."""
-    seen: dict[str, Column] = {}
-    for column in columns:
-        seen.setdefault(column.name, column)
-    return list(seen.values())
+def _apart(given: list[Column], computed: list[Column]) -> list[Column]:
+    """The first given column of each name, and all computed ones, called otherwise where a given one has their name."""
+    out: dict[str, Column] = {}
+    for column in given:
+        out.setdefault(column.name, column)
+    for column in computed:
+        while column.name in out:
+            column = replace(column, name=f"{column.name} (computed)")
+        out[column.name] = column
+    return list(out.values())
+
+
+def _groups_them(column: Column) -> bool:
+    """Whether a column of categories tells groups of examples, and not single ones, as names do."""
+    return column.n_known <= max(2, len(column.values) / 3)

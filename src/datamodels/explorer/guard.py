@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -29,7 +30,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Refuses requests by another host name than this machine's (400: DNS rebinding), POST from another origin (403), of another
+    """Stands outside of all that answers, so that its errors pass here too. Refuses requests by another host name than this machine's (400: DNS rebinding), POST from another origin (403), of another
     type than JSON (415) or too large (413), and puts security headers on every answer."""
 
     def __init__(self, app: App) -> None:
@@ -71,7 +72,7 @@ def _refusal(scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return 415, "the body must be application/json"
     length = headers.get("content-length", "")
-    if not length.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", length):
         return 411, "the body's length must be given"
     if int(length) > LARGEST_BODY:
         return 413, f"the body is larger than {LARGEST_BODY} bytes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.explorer.weights import WeightsFile, strongest
+from datamodels.spec import MASKS
 from datamodels.store import Store
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def sums(file: WeightsFile, progress: Tick) -> dict[str, NDArray[Any]]:
     nonzero, norm = np.zeros(t, dtype=np.int64), np.zeros(t)
     for start, stop in file.blocks():
         block = file.block(start, stop)
+        file.check(block, start)
         total += block.sum(axis=0, dtype=np.float64)
         size += abs(block).sum(axis=0, dtype=np.float64)
         there = block != 0
@@ -201,35 +203,48 @@ def umap(embedding: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.asarray(reducer.fit_transform(embedding), dtype=np.float32)
 
 
-def outputs_of(store: Store, key: str, positions: NDArray[np.int64], progress: Tick) -> dict[str, NDArray[Any]]:
+def outputs_of(
+    store: Store,
+    key: str,
+    positions: NDArray[np.int64],
+    progress: Tick,
+    *,
+    train_columns: NDArray[np.int64] | None = None,
+    masks_key: str = MASKS,
+) -> dict[str, NDArray[Any]]:
     """Of each target's outputs over the complete models of a store: ``mean``, ``sd``, ``positive`` (share above 0), ``low`` and ``high``
     (the least and the largest) and ``counts`` (n_targets, 30) in equal bins between them; ``runs``. Values that are not finite are
-    left out."""
+    left out, and of targets that are training examples (`train_columns`) those of models that were trained on them."""
     flat = store.array(key).reshape(store.n_models, -1)
-    rows = np.flatnonzero(store.completed())
-    chunks = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+    done = store.completed()
+    starts = [start for start in range(0, store.n_models, _ROWS) if done[start : start + _ROWS].any()]
     t = len(positions)
+
+    def chunks() -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+        for start in starts:
+            rows = np.flatnonzero(done[start : start + _ROWS])
+            values = np.asarray(flat[start + rows], dtype=np.float64)[:, positions]
+            good = np.isfinite(values)
+            if train_columns is not None:
+                good &= ~store.masks(start, start + int(rows[-1]) + 1, key=masks_key)[rows][:, train_columns]
+            yield values, good
+            progress(len(rows))
+
     runs, total, square, above = np.zeros(t), np.zeros(t), np.zeros(t), np.zeros(t)
     low, high, counts = np.full(t, np.inf), np.full(t, -np.inf), np.zeros(t * BINS, dtype=np.int64)
     shift: Any = 0.0
-    for number, chunk in enumerate(chunks):
-        values = np.asarray(flat[chunk], dtype=np.float64)[:, positions]
-        good = np.isfinite(values)
+    for number, (values, good) in enumerate(chunks()):
         if number == 0:
-            shift = np.where(good[0], values[0], 0.0)
+            shift = np.where(good.any(axis=0), values[good.argmax(axis=0), np.arange(t)], 0.0)
         moved = np.where(good, values - shift, 0.0)
         runs, total, square = runs + good.sum(axis=0), total + moved.sum(axis=0), square + (moved**2).sum(axis=0)
         above += (good & (values > 0)).sum(axis=0)
         low = np.minimum(low, np.where(good, values, np.inf).min(axis=0))
         high = np.maximum(high, np.where(good, values, -np.inf).max(axis=0))
-        progress(len(chunk))
     width = np.where(high > low, high - low, 1.0)
-    for chunk in chunks:
-        values = np.asarray(flat[chunk], dtype=np.float64)[:, positions]
-        good = np.isfinite(values)
+    for values, good in chunks():
         bins = np.clip(np.where(good, (values - low) / width, 0.0) * BINS, 0, BINS - 1).astype(np.int64)
         counts += np.bincount((bins + BINS * np.arange(t))[good], minlength=t * BINS)
-        progress(len(chunk))
     known = np.maximum(runs, 1)
     variance = np.maximum(square - total**2 / known, 0) / np.maximum(runs - 1, 1)
     return {

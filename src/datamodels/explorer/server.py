@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 
@@ -29,8 +30,9 @@ from datamodels.progress import note
 
 HOST = "127.0.0.1"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _WORTH_PACKING = 4096
+_TOLD = 3  # faults of a body
 _BINARY = "application/octet-stream"
 
 
@@ -50,8 +52,8 @@ class Verification(WhatIf):
     runs: StrictInt = 5
 
 
-def app(content: Content, *, verifier: Verifier | None = None) -> FastAPI:
-    """The application that serves a content: the page at ``/``, its files at ``/static``, data at ``/api``."""
+def app(content: Content, *, verifier: Verifier | None = None) -> Guard:
+    """The ASGI application that serves a content: the page at ``/``, its files at ``/static``, data at ``/api``."""
     checks = Verifier(content) if verifier is None else verifier
 
     @asynccontextmanager
@@ -60,16 +62,20 @@ def app(content: Content, *, verifier: Verifier | None = None) -> FastAPI:
         checks.close()
 
     made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    made.add_middleware(Guard)
 
     @made.exception_handler(DatamodelsError)
     def refused(_: Request, error: DatamodelsError) -> JSONResponse:
         return JSONResponse({"detail": first_line(error)}, 409 if isinstance(error, Busy) else 400)
 
+    @made.exception_handler(RequestValidationError)
+    def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:_TOLD]]
+        return JSONResponse({"detail": "; ".join(wrong)}, 422)
+
     _add_pages(made, content)
     _add_data(made, content)
     _add_questions(made, content, checks)
-    return made
+    return Guard(made)
 
 
 def _add_pages(made: FastAPI, content: Content) -> None:
@@ -100,7 +106,7 @@ def _add_data(made: FastAPI, content: Content) -> None:
     @made.get("/api/column/{side}/{number}")
     def column(request: Request, side: str, number: int) -> Response:
         columns = content.columns[_side(side)]
-        return answer(request, columns[_within(number, len(columns))].values.tobytes(), _BINARY)
+        return answer(request, columns[_within(number, len(columns))].packed.tobytes(), _BINARY)
 
     @made.get("/api/map/{number}")
     def map_(request: Request, number: int) -> Response:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import FORMAT_VERSION, Attribution, provenance_from
 from datamodels.errors import RequestError, first_line, newer_format
-from datamodels.explorer.cache import Cache
+from datamodels.explorer.cache import Cache, file_identity
 
 Row = tuple[NDArray[np.int32], NDArray[np.float32]]
 _BLOCK_BYTES = 1 << 28
@@ -22,6 +22,11 @@ _UNS = "datamodels"
 
 class WeightsFile:
     """An attribution's ``.h5ad``: facts at once, weights by blocks of targets. Only numbers and text are read of it.
+
+    Parameters
+    ----------
+    name
+        What the file is called among others, its path in a run; by default its own name.
 
     Attributes
     ----------
@@ -32,7 +37,7 @@ class WeightsFile:
     target_names, train_names
         Names of rows and columns, None where they are those that `Attribution.save` gives.
     identity
-        What computed things depend on: name, size and time of change.
+        What computed things depend on, see `file_identity`.
 
     Raises
     ------
@@ -40,7 +45,7 @@ class WeightsFile:
         when the file is missing, damaged or no attribution.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         import h5py
 
         self.path = Path(path)
@@ -54,8 +59,7 @@ class WeightsFile:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(f"{str(path)!r} is not a readable attribution: {first_line(error)}") from None
-        about = self.path.stat()
-        self.identity = [self.path.name, about.st_size, about.st_mtime_ns]
+        self.identity = file_identity(self.path, name or self.path.name)
 
     def _read(self) -> None:
         file = self._file
@@ -121,6 +125,19 @@ class WeightsFile:
         """Starts and stops of blocks that are small in memory, even as arrays."""
         size = max(1, _BLOCK_BYTES // (4 * self.n_train + 1))
         return [(start, min(start + size, self.n_targets)) for start in range(0, self.n_targets, size)]
+
+    def check(self, block: Any, start: int) -> None:
+        """Raise RequestError when a weight of a block, whose first target is `start`, is NaN or infinite."""
+        good = np.isfinite(block if self.dense else block.data)
+        if not good.all():
+            row = (
+                int(good.argmin()) // self.n_train
+                if self.dense
+                else np.searchsorted(block.indptr, good.argmin(), "right") - 1
+            )
+            raise RequestError(
+                f"{str(self.path)!r} has weights that are NaN or infinite, first of target {start + row}: they cannot be shown"
+            )
 
     def part(self, start: int, stop: int) -> Attribution:
         """The attribution of targets start..stop-1, in memory."""

@@ -100,13 +100,14 @@ export function lines({ title, series, xlabel, ylabel, log = false, level = null
   return node;
 }
 
-/** Predicted against actual, with intervals of the actual ones and the line where both are equal. */
-export function dots({ title, predicted, actual, low, high, xlabel, ylabel }) {
-  const ends = span([...predicted, ...actual, ...(low ?? []), ...(high ?? [])].filter(Number.isFinite));
+/** Predicted against actual, with the intervals of both and the line where both are equal. */
+export function dots({ title, predicted, actual, low, high, left, right, xlabel, ylabel }) {
+  const ends = span([predicted, actual, low, high, left, right].flatMap((values) => values ?? []));
   const { node, plot, x, y } = framed({ title, x: ends, y: ends, xlabel, ylabel, tall: 350 });
   plot.append(svg("line", { class: "level", x1: x(ends[0]), x2: x(ends[1]), y1: y(ends[0]), y2: y(ends[1]) }));
   predicted.forEach((value, k) => {
     if (low && Number.isFinite(low[k])) plot.append(svg("line", { class: "error", x1: x(value), x2: x(value), y1: y(low[k]), y2: y(high[k]) }));
+    if (left && Number.isFinite(left[k])) plot.append(svg("line", { class: "error across", x1: x(left[k]), x2: x(right[k]), y1: y(actual[k]), y2: y(actual[k]) }));
     plot.append(svg("circle", { class: "dot", cx: x(value), cy: y(actual[k]), r: 2.8 }));
   });
   return node;

@@ -2,7 +2,7 @@
 
 import {Source} from "./source.js"
 
-const TOP = 20;
+const ENOUGH = 0.8;  // the share of the weights asked for that a file must hold to answer a what-if
 
 function decoded(text, kind) {
   const raw = atob(text), bytes = new Uint8Array(raw.length);
@@ -43,8 +43,7 @@ export class FileSource extends Source {
   }
 
   async column(side, name) {
-    const kind = this.columnFacts(side, name).kind === "category" ? Int32Array : Float32Array;
-    return this.once(`column/${side}/${name}`, () => decoded(this.data.columns[side][name], kind));
+    return this.once(`column/${side}/${name}`, () => decoded(this.data.columns[side][name], this.arrayOf(this.columnFacts(side, name))));
   }
 
   async map(name) {
@@ -66,8 +65,34 @@ export class FileSource extends Source {
     return this.once(`columns/${attribution}`, () => transposed(this.rows(attribution), this.about.n_train));
   }
 
+  facts(attribution) {
+    return this.about.attributions[this.attributionNumber(attribution)];
+  }
+
+  /** All weights as integers, training example by training example, and each target's unit; null where they are not in the file. */
+  rounded(attribution) {
+    const { steps } = this.facts(attribution), given = this.data.weights[attribution];
+    if (!steps) return null;
+    return this.once(`rounded/${attribution}`, () => ({ values: decoded(given.rounded, steps > 127 ? Int16Array : Int8Array), units: decoded(given.units, Float32Array) }));
+  }
+
+  /** The weights of a training example: targets and values. */
+  effects(attribution, j) {
+    const whole = this.rounded(attribution), t = this.about.n_targets;
+    if (!whole) {
+      const { indptr, indices, values } = this.columns(attribution);
+      return { indices: indices.subarray(indptr[j], indptr[j + 1]), values: values.subarray(indptr[j], indptr[j + 1]) };
+    }
+    const row = whole.values.subarray(j * t, (j + 1) * t), indices = Int32Array.from(row.keys()).filter((i) => row[i] !== 0);
+    return { indices, values: Float32Array.from(indices, (i) => row[i] * whole.units[i]) };
+  }
+
   async weights(attribution, side, i) {
-    const { indptr, indices, values } = side === "targets" ? this.rows(attribution) : this.columns(attribution);
+    if (side === "train") {
+      const { indices, values } = this.effects(attribution, i);
+      return sorted(indices, values);
+    }
+    const { indptr, indices, values } = this.rows(attribution);
     return sorted(indices.subarray(indptr[i], indptr[i + 1]), values.subarray(indptr[i], indptr[i + 1]));
   }
 
@@ -83,28 +108,33 @@ export class FileSource extends Source {
     return this.data.groups ?? null;
   }
 
+  /** Predicted changes; `kept` is the share of the examples' weights that the file holds, and too small a one is refused. */
   async whatif(attribution, examples, add) {
-    const { indptr, indices, values } = this.columns(attribution), total = new Float64Array(this.about.n_targets);
-    for (const j of examples) for (let k = indptr[j]; k < indptr[j + 1]; k++) total[indices[k]] += values[k];
-    return { predicted: Float32Array.from(total, (value) => (add ? value : -value || 0)), low: null, high: null };
+    const total = new Float64Array(this.about.n_targets), { cut, steps } = this.facts(attribution), given = this.data.weights[attribution];
+    let held = 0;
+    for (const j of examples) {
+      const { indices, values } = this.effects(attribution, j);
+      indices.forEach((i, k) => {
+        total[i] += values[k];
+        held += Math.abs(values[k]);
+      });
+    }
+    const size = cut && !steps ? this.once(`size/${attribution}`, () => decoded(given.size, Float32Array)) : null;
+    const all = size && examples.reduce((sum, j) => sum + size[j], 0), kept = all ? Math.min(1, held / all) : 1;
+    if (kept < ENOUGH) return { predicted: null, low: null, high: null, kept };
+    const predicted = Float32Array.from(total, (value) => (add ? value : -value || 0));
+    if (!given.half_widths || (cut && !steps)) return { predicted, low: null, high: null, kept };
+    const t = total.length, half = this.once(`half/${attribution}`, () => decoded(given.half_widths, Float32Array));
+    const wide = total.map((value, i) => Math.sqrt(examples.length * half[i] ** 2 + (half[t + i] * value) ** 2));
+    return { predicted, low: predicted.map((value, i) => value - wide[i]), high: predicted.map((value, i) => value + wide[i]), kept };
   }
 
   async agreement(a, b) {
-    return this.once(`agreement/${a}/${b}`, () => {
-      const t = this.about.n_targets, overlap = new Float32Array(t), cosine = new Float32Array(t);
-      const left = this.rows(a), right = this.rows(b), place = new Float64Array(this.about.n_train);
-      const part = (rows, i) => sorted(
-        rows.indices.subarray(rows.indptr[i], rows.indptr[i + 1]), rows.values.subarray(rows.indptr[i], rows.indptr[i + 1]));
-      const norm = (values) => Math.hypot(...values);
-      for (let i = 0; i < t; i++) {
-        const one = part(left, i), two = part(right, i), first = new Set(one.indices.subarray(0, TOP));
-        const size = Math.min(TOP, Math.max(one.indices.length, two.indices.length));
-        overlap[i] = size ? two.indices.subarray(0, TOP).filter((j) => first.has(j)).length / size : NaN;
-        one.indices.forEach((j, k) => (place[j] = one.values[k]));
-        cosine[i] = two.indices.reduce((sum, j, k) => sum + place[j] * two.values[k], 0) / (norm(one.values) * norm(two.values));
-        one.indices.forEach((j) => (place[j] = 0));
-      }
-      return { overlap, cosine };
+    const pair = [a, b].map((name) => this.attributionNumber(name)).sort((i, j) => i - j).join("/"), t = this.about.n_targets;
+    return this.once(`agreement/${pair}`, () => {
+      const { indptr } = this.rows(a), itself = (k) => (indptr[(k % t) + 1] > indptr[k % t] ? 1 : NaN);
+      const both = a === b ? Float32Array.from({ length: 2 * t }, (_, k) => itself(k)) : decoded(this.data.agreement[pair], Float32Array);
+      return { overlap: both.subarray(0, t), cosine: both.subarray(t) };
     });
   }
 

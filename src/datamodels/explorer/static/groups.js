@@ -14,11 +14,9 @@ function composition(parts, size, codeOf) {
     el("small", null, parts.slice(0, 3).map(([label, k]) => `${label}: ${Math.round((100 * k) / size)} %`).join(" · ")));
 }
 
-/** The column of clusters, to show one cluster alone on the map. */
-function onMap(source, row) {
-  const facts = source.about.targets.columns.find((c) => c.kind === "category" && /cluster|group/i.test(c.name));
-  const code = facts?.categories.indexOf(String(row.cluster)) ?? -1;
-  if (code < 0) return null;
+/** A button that shows one cluster alone on the map. */
+function onMap(source, groups, row) {
+  const facts = source.columnFacts("targets", groups.column), code = facts.categories.indexOf(String(row.cluster));
   const hidden = [0, ...facts.categories.map((_, k) => k + 1)].filter((k) => k !== code + 1);
   return el("button", { type: "button", class: "plain", onclick: () => go({ view: "map", colour: facts.name, hidden }) }, "on the map");
 }
@@ -39,7 +37,7 @@ export async function groupsView(source) {
     el("thead", null, el("tr", null, el("th", null, "cluster"), el("th", null, "targets"), labelled && el("th", null, "composition"),
       stable && el("th", null, term("stability")), confounded && el("th", null, term("confounder", "confounders")), el("th", null, "representative members"))),
     el("tbody", null, groups.rows.map((row) => el("tr", null,
-      el("th", { scope: "row" }, String(row.cluster), " ", onMap(source, row)), cell("targets", row.size.toLocaleString("en")),
+      el("th", { scope: "row" }, String(row.cluster), " ", onMap(source, groups, row)), cell("targets", row.size.toLocaleString("en")),
       labelled && cell("composition", composition(row.composition, row.size, codeOf)),
       stable && cell("stability", Number.isFinite(row.stability) ? [shareBar(row.stability, "stability"), ` ${figure(row.stability)}`] : "–"),
       confounded && cell("confounders", row.confounders.slice(0, 4).map((c) => el("span", { class: "chip", title: `p = ${figure(c.p)}` }, `${c.name} ${figure(c.effect)}`))),

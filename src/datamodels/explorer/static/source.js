@@ -25,10 +25,14 @@ export class Source {
     return this.about[side].columns.find((column) => column.name === name);
   }
 
-  /** The column that serves as the label: the named one, else the first of categories. */
+  /** The column that serves as the label, if there is one. */
   labelColumn(side) {
-    const columns = this.about[side].columns;
-    return columns.find((c) => c.name === this.about[side].label) ?? columns.find((c) => c.kind === "category");
+    return this.columnFacts(side, this.about[side].label);
+  }
+
+  /** The kind of array that a column comes in. */
+  arrayOf(facts) {
+    return facts.kind === "category" ? Int32Array : facts.wide ? Float64Array : Float32Array;
   }
 
   /** A function from an index to its label's text ("" when there is none). */
@@ -91,8 +95,8 @@ export class HttpSource extends Source {
   column(side, name) {
     const columns = this.about[side].columns, k = columns.findIndex((c) => c.name === name);
     return this.once(`column/${side}/${k}`, async () => {
-      const bytes = await this.bytes(`column/${side}/${k}`);
-      return columns[k].kind === "category" ? new Int32Array(bytes) : new Float32Array(bytes);
+      const kind = this.arrayOf(columns[k]);
+      return new kind(await this.bytes(`column/${side}/${k}`));
     });
   }
 

@@ -23,7 +23,7 @@ function outputsFigure(source, outputs) {
   const name = source.about.output_name || "output", { mean, sd, low, high, counts, runs } = outputs;
   const share = counts.reduce((sum, size, k) => sum + (low + ((k + 0.5) * (high - low)) / counts.length < 0 ? size : 0), 0) / Math.max(1, counts.reduce((a, b) => a + b, 0));
   return el("section", { class: "panel" }, el("h2", null, "What the models made of it"),
-    el("p", null, `Over ${count(runs ?? counts.reduce((a, b) => a + b, 0), "model")} the `, term(name in { margin: 0 } ? name : "output", name),
+    el("p", null, `Over ${count(runs ?? counts.reduce((a, b) => a + b, 0), "model")}${source.about.targets.train_columns ? " that did not see it" : ""} the `, term(name in { margin: 0 } ? name : "output", name),
       ` was ${figure(mean)} on average (standard deviation ${figure(sd)})${low < 0 && high > 0 ? `; it was below zero in about ${Math.round(100 * share)} %` : ""}.`),
     histogram({ title: `${name} over models`, counts, low, high, rules: [{ at: mean, name: `mean ${figure(mean)}` }], xlabel: name, ylabel: "models" }));
 }

@@ -36,14 +36,15 @@ export async function trainView(source) {
     source.details("train", i), source.weights(name, "train", i), wording(source, "train"), wording(source, "targets"), columnTable(source, "train", i)]);
   const signs = bySign(weights, details.intervals?.[name]), unit = unitOf(source), listed = state.whatif.includes(i);
   const helped = weights.values.filter((value) => value > 0).length, hurt = weights.values.filter((value) => value < 0).length;
-  const cut = source.about.attributions.find((a) => a.name === name)?.cut;
+  const { cut, steps } = source.about.attributions.find((a) => a.name === name);
   const node = el("article", null,
     heading(source, "train", i, words),
     el("div", { class: "columns" },
       el("section", { class: "panel" }, large(source, "train", i, details), table),
       el("section", { class: "panel" }, el("h2", null, `What it does (${name})`),
         el("p", null, `It raises the output of ${count(helped, "target")} and lowers that of ${hurt.toLocaleString("en")}.`,
-          cut ? el("span", { class: "quiet" }, ` Only the ${cut} strongest weights of each target are kept here.`) : ""),
+          cut && !steps ? el("span", { class: "quiet" }, ` Only the ${cut} strongest weights of each target are kept here.`) : "",
+          steps ? el("span", { class: "quiet" }, ` Weights are rounded to 1/${steps.toLocaleString("en")} of each target's largest.`) : ""),
         el("div", { class: "buttons" },
           el("button", { type: "button", class: "main", onclick: () => go({ view: "whatif", whatif: [i], add: false }) }, "Remove it: what if?"),
           el("button", { type: "button", disabled: listed, onclick: () => go({ whatif: addToWhatif([i]) }) }, listed ? "In the what-if list" : "Add to the what-if list")),

@@ -9,17 +9,19 @@ const EVERY = 700;  // milliseconds between questions
 const DRAWN = 1500;
 
 function resultOf(result) {
-  const { targets, predicted, actual, low, high } = result, step = Math.max(1, Math.ceil(targets.length / DRAWN));
+  const { targets, predicted, actual, low, high, predicted_low: left, predicted_high: right, chosen, seen } = result, step = Math.max(1, Math.ceil(targets.length / DRAWN));
   const some = (values) => values?.filter((_, k) => k % step === 0);
   const inside = low ? low.filter((value, k) => value <= predicted[k] && predicted[k] <= high[k]).length : null;
-  const rows = () => [["target", "predicted", "actual", "low", "high"], ...targets.map((i, k) => [i, predicted[k], actual[k], low?.[k], high?.[k]])];
+  const rows = () => [["target", "predicted", "predicted_low", "predicted_high", "actual", "low", "high"],
+    ...targets.map((i, k) => [i, predicted[k], left?.[k], right?.[k], actual[k], low?.[k], high?.[k]])];
   const { agreement } = result, parts = typeof agreement === "number" ? { spearman: agreement } : agreement ?? {};
   const span = Number.isFinite(parts.low) ? ` (95 % interval ${figure(parts.low)} to ${figure(parts.high)})` : "";
   return [
     el("p", { id: "verdict" }, "Predicted and actual changes have an ", term("agreement"), ` of ${figure(parts.spearman)}${span} over ${count(targets.length, "target")}`,
       Number.isFinite(parts.pearson) && `, a linear correlation of ${figure(parts.pearson)}`,
       inside === null ? "." : `; ${Math.round((100 * inside) / targets.length)} % of predictions lie inside the 95 % interval of the retrained change.`),
-    dots({ title: "Predicted against actual change", predicted: some(predicted), actual: some(actual), low: some(low), high: some(high), xlabel: "predicted change", ylabel: "actual change" }),
+    chosen !== undefined && el("p", { class: "quiet", id: "left-out" }, `Targets are judged on models that did not see them; left out are ${count(chosen, "target")} among the chosen examples${seen ? ` and ${seen.toLocaleString("en")} that nearly all models saw` : ""}.`),
+    dots({ title: "Predicted against actual change", predicted: some(predicted), actual: some(actual), low: some(low), high: some(high), left: some(left), right: some(right), xlabel: "predicted change", ylabel: "actual change" }),
     el("div", { class: "buttons" }, el("button", { type: "button", onclick: () => saveCsv("verified.csv", rows()) }, "CSV")),
   ];
 }
@@ -40,7 +42,7 @@ async function followed(source, id, place) {
       return;
     }
     if (found.state === "done") {
-      place.replaceChildren(...resultOf(found.result));
+      place.replaceChildren(...resultOf(found.result).filter(Boolean));
       say("retraining is done");
       return;
     }
@@ -71,6 +73,9 @@ export function verifyPanel(source) {
     }
   };
   if (state.job) followed(source, state.job, place);
-  return frame(el("p", { class: "quiet" }, "Trains models with and without the chosen examples, on the same subsets otherwise, and compares."),
+  const how = about.targets.train_columns
+    ? "Trains models on drawn subsets, each once with all of the chosen examples and once with none of them, and compares their outputs at the targets that they did not see."
+    : "Trains models on all training examples and on all but the chosen ones, and compares their outputs.";
+  return frame(el("p", { class: "quiet" }, how),
     el("form", { class: "line", onsubmit: start }, el("label", null, "runs ", runs), el("button", { type: "submit", class: "main" }, "Verify")), place);
 }

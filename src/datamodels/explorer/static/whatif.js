@@ -53,6 +53,14 @@ function summary(predicted, unit) {
   return { text: `The output of ${count(down, "target")} would fall and that of ${up.toLocaleString("en")} rise; the largest change is ${signed(predicted[most])}${unit ? ` ${unit}` : ""} at target ${most}.`, most };
 }
 
+/** What an exported file adds to its answer, or why it gives none. */
+function ofFile({ cut, steps, calibrated }, { kept, predicted }) {
+  if (steps) return el("p", { class: "quiet" }, `Weights in this file are rounded to 1/${steps.toLocaleString("en")} of each target's largest.`);
+  if (!(kept < 1)) return null;
+  return el("p", { class: predicted ? "quiet" : "bad", id: "kept" }, `This file keeps the ${cut} strongest weights of each target: ${Math.floor(100 * kept)} % of the weights (by size) of the chosen examples. `,
+    predicted ? calibrated && "Intervals are left out." : "That is too little to predict from; serve the run to see what would change.");
+}
+
 function ranking(source, words, answer, sign) {
   const order = largest(answer.predicted.map((value) => sign * value), 60).filter((i) => sign * answer.predicted[i] > 0);
   return order.map((i) => ({ index: i, value: answer.predicted[i], interval: answer.low && Number.isFinite(answer.low[i]) ? [answer.low[i], answer.high[i]] : undefined }));
@@ -63,8 +71,12 @@ export async function whatifView(source) {
   const title = el("header", { class: "heading" }, el("h1", { tabindex: "-1" }, "What if?"));
   if (!state.whatif.length) return { node: el("article", null, title, chosenList(source, train)), title: "What if" };
   const answer = await source.whatif(state.attribution, Int32Array.from(state.whatif), state.add);
+  const facts = source.about.attributions.find((a) => a.name === state.attribution);
+  if (!answer.predicted) {
+    return { node: el("article", null, title, el("div", { class: "columns" }, chosenList(source, train), el("section", { class: "panel" }, el("h2", null, "Predicted change"), ofFile(facts, answer)))), title: "What if" };
+  }
   const { predicted } = answer, unit = unitOf(source), told = summary(predicted, unit), paint = paintedChange(predicted);
-  const facts = source.about.attributions.find((a) => a.name === state.attribution), name = "predicted change";
+  const name = "predicted change";
   const list = (heading, items) => el("section", { class: "panel", "aria-label": heading }, el("h2", null, heading), weightList(source, "targets", words, items, { shown: 10 }));
   const map = source.about.maps.length ? new PointMap({
     points: await source.map(state.map), colours: paint.colours, legend: paint.legend, colourName: name, shown: null, name: "Map of targets, coloured by predicted change", chosen: state.target,
@@ -75,7 +87,7 @@ export async function whatifView(source) {
   const rows = () => [["index", "id", "label", "predicted_change", "low", "high"], ...Array.from(predicted, (value, i) => [i, words.id(i), words.label(i), value, answer.low?.[i], answer.high?.[i]])];
   const node = el("article", null, title, el("div", { class: "columns" }, chosenList(source, train),
     el("section", { class: "panel" }, el("h2", null, "Predicted change"), el("p", { id: "told" }, told.text),
-      facts?.cut ? el("p", { class: "quiet" }, `Only the ${facts.cut} strongest weights of each target are in this file, so small changes are left out.`) : null,
+      ofFile(facts, answer),
       histogram({ title: "predicted change over targets", ...binned(predicted), rules: [{ at: 0, name: "" }], xlabel: `change${unit ? `, ${unit}` : ""}`, ylabel: "targets" }),
       answer.low && el("p", { class: "quiet" }, "Lists show ", term("interval", "95 % intervals"), "."),
       el("div", { class: "buttons" }, el("button", { type: "button", onclick: () => saveCsv("whatif.csv", rows()) }, "CSV of every target")))),
