@@ -168,7 +168,7 @@ def formula(plan: Plan, costs: Costs) -> dict[str, float]:
 
 
 def simulate(plan: Plan) -> dict[str, float]:
-    """Every block of one campaign, with failures; the protocol is that of `datamodels.store.remote`."""
+    """Every block of one campaign, with failures; the protocol is that of `datamodels.store.remote_rows`."""
     rng = np.random.default_rng(plan.seed)
     rows = plan.rows_per_write
     waiting = [(start, min(rows, plan.models - start)) for start in range(0, plan.models, rows)][::-1]

@@ -19,7 +19,8 @@ from datamodels.errors import CorruptStoreError, NewerFormatError, RequestError,
 from datamodels.regression.fit import fit
 from datamodels.store import Store
 from datamodels.store.objects import Changed, Objects
-from datamodels.store.remote import RemoteStore, _Part
+from datamodels.store.remote import RemoteStore
+from datamodels.store.remote_rows import Part
 from datamodels.training.campaign import train
 from tests import tasks
 from tests.conftest import row_values
@@ -169,7 +170,7 @@ def test_a_writer_that_dies_anywhere_blocks_nobody_for_long(
     left = after
     doomed = Store.open(address)
     assert isinstance(doomed, RemoteStore)
-    doomed._parallel = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
+    doomed._states.parallel = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
 
     def dies(real: Any) -> Any:
         def wrapped(*given: Any) -> Any:
@@ -189,7 +190,7 @@ def test_a_writer_that_dies_anywhere_blocks_nobody_for_long(
     other = Store.open(address)
     assert isinstance(other, RemoteStore)
     assert not other.completed()[10:40].any()
-    other.lease = 0.3
+    other._states.lease = 0.3
     started = time.monotonic()
     assert other.write_rows(rows, table(rows)) == rows.tolist()
     assert time.monotonic() - started < 5
@@ -203,16 +204,16 @@ def test_a_writer_that_stalled_cannot_come_back(address: str, monkeypatch: pytes
     slow, quick = (Store.open(address) for _ in range(2))
     assert isinstance(slow, RemoteStore)
     assert isinstance(quick, RemoteStore)
-    slow.lease, quick.lease = 0.6, 0.3
-    real, stalled, go = _Part._put_into, threading.Event(), threading.Event()
+    slow._states.lease, quick._states.lease = 0.6, 0.3
+    real, stalled, go = Part._put_into, threading.Event(), threading.Event()
 
-    def stalls(part: _Part, key: str, *rest: Any) -> None:
-        if part.store is slow and key == "loss" and not go.is_set():
+    def stalls(part: Part, key: str, *rest: Any) -> None:
+        if part.states is slow._states and key == "loss" and not go.is_set():
             stalled.set()
             go.wait(10)
         real(part, key, *rest)
 
-    monkeypatch.setattr(_Part, "_put_into", stalls)
+    monkeypatch.setattr(Part, "_put_into", stalls)
     rows = np.arange(5, 9)
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(slow.write_rows, rows, table(rows, rows + 5000))

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, RequestError, first_line
 from datamodels.files import replacing
+from datamodels.store.lazy import LazyRows
 
 VERSION = 2
 PAGE_SIZE = 8 << 20
@@ -223,8 +224,8 @@ class Beton:
         return out
 
 
-class BetonRows:
-    """The arrays of one field, (n_samples, *shape), read where they are asked for: slices and indices of samples."""
+class BetonRows(LazyRows):
+    """The arrays of one field, (n_samples, *shape), read where they are asked for."""
 
     def __init__(
         self, file: Beton, name: str, addresses: NDArray[np.uint64], shape: tuple[int, ...], dtype: np.dtype[Any]
@@ -232,38 +233,13 @@ class BetonRows:
         self._file, self._name, self._addresses = file, name, addresses
         self.shape, self.dtype = (len(addresses), *shape), dtype
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        at = np.asarray(self._addresses[first])
-        raw = self._file._gather(at.reshape(-1), math.prod(self.shape[1:]) * self.dtype.itemsize)
+    def _read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        raw = self._file._gather(self._addresses[rows], math.prod(self.shape[1:]) * self.dtype.itemsize)
         if self.dtype == np.bool_ and raw.max(initial=0) > 1:
             raise CorruptStoreError(
                 f"{str(self._file.path)!r} has the byte {raw.max()} in the field {self._name!r} of bools: it is damaged"
             )
-        rows = raw.view(self.dtype).reshape(at.shape + self.shape[1:])
-        return rows[(slice(None),) * at.ndim + tuple(rest)] if rest else rows
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return self[:] if dtype is None else self[:].astype(dtype)
-
-    def reshape(self, *shape: Any) -> BetonRows:
-        """The same with the value of a sample flat: ``reshape(n_samples, -1)`` and nothing else."""
-        flat = math.prod(self.shape[1:])
-        wanted = tuple(shape[0] if len(shape) == 1 else shape)
-        if wanted not in ((len(self), -1), (len(self), flat)):
-            raise RequestError(f"samples of an FFCV file cannot take the shape {wanted}; give ({len(self)}, -1)")
-        return BetonRows(self._file, self._name, self._addresses, (flat,), self.dtype)
+        return raw.view(self.dtype)
 
 
 def _kinds(*types: int) -> str:
