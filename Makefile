@@ -10,7 +10,7 @@ WORKERS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-scale lint format bench bench-regression bench-training bench-trak bench-scale clean
+.PHONY: help install demo test test-slow test-scale faults lint format bench bench-regression bench-training bench-trak bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chro
 
 test-scale: $(VENV)/test.stamp  ## Run the tests of faults, Ray and SLURM (needs munge, mariadb-server, slurm-wlm, slurmdbd, and root)
 	$(PYTEST) -m 'faults or ray or slurm'
+
+faults: $(VENV)/test.stamp  ## 1,000 random kills over a local store, 100 over S3, Ray and SLURM each (needs what test-scale does)
+	$(BIN)/python -m tests.fault_campaign
 
 lint: $(VENV)/dev.stamp  ## ruff, mypy, import layers
 	$(BIN)/ruff check src tests benchmarks examples

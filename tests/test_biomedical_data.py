@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bed_reader
 import numpy as np
 import pandas as pd
 import pytest
@@ -184,6 +185,40 @@ def test_cells_say_what_does_not_fit(options: dict[str, Any], message: str) -> N
         from_anndata(cells(), **options)
 
 
+def test_missing_values_of_cells_are_refused_filled_or_left(tmp_path: Path) -> None:
+    made = cells()
+    x = made.X.toarray()
+    x[2, 1] = np.nan
+    made.X = x
+    del made.obs["odd"]
+    with pytest.raises(
+        RequestError, match=r"1 missing values, the first in example 2, feature 'gene1'; give missing='mean'"
+    ):
+        from_anndata(made, "type")
+    filled = from_anndata(made, "type", missing="mean").train.x
+    assert filled[2, 1] == pytest.approx(np.nanmean(x[:, 1]))
+    assert np.isnan(from_anndata(made, "type", missing="subset").train.x).sum() == 1
+    with pytest.raises(RequestError, match="log1p_cp10k needs all counts of a cell"):
+        from_anndata(made, "type", missing="mean", normalise="log1p_cp10k")
+    made.write_h5ad(tmp_path / "c.h5ad")
+    named = from_anndata(tmp_path / "c.h5ad", "type", missing="mean")
+    assert "missing=mean" in named.name
+    np.testing.assert_array_equal(load(named.name).train.x, filled)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_samples_without_features_or_of_one_name_are_refused() -> None:
+    made = cells()
+    with pytest.raises(RequestError, match=r"there are no features, .* shape \(12, 0\)"):
+        from_anndata(made[:, :0].copy(), "type")
+    made.obs_names = ["a", "b", *["c"] * 10]
+    with pytest.raises(RequestError, match=r"10 samples are called 'c'; .*obs_names_make_unique"):
+        from_anndata(made, "type")
+    table = pd.DataFrame({"who": list("abca"), "y": list("xyxy"), "f": np.arange(4.0)})
+    with pytest.raises(RequestError, match="2 samples are called 'a'"):
+        from_table(table, "y", ids="who")
+
+
 def test_what_is_no_anndata_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.h5ad").write_text("no")
     with pytest.raises(RequestError, match=r"cannot read .*c\.h5ad' as an AnnData file"):
@@ -248,6 +283,28 @@ def test_genotypes_come_back(bed: Path) -> None:
         from_plink(bed, "sex", missing="refuse")
     with pytest.raises(RequestError, match="1 of 4 samples have no 'pheno', the first is '004'"):
         from_plink(bed)
+
+
+@pytest.mark.parametrize("name", ["some_missing", "toydata.5chrom", "small"])
+def test_files_that_come_with_bed_reader_are_read_as_their_bytes_say(name: str) -> None:
+    """PLINK's format: two bits per genotype, variant after variant; 00 is two copies of allele 1, 10 one, 11 none, 01 not called."""
+    files = Path(bed_reader.__file__).parent / "tests" / "data"
+    if not (files / f"{name}.bed").is_file():
+        pytest.skip("this bed-reader comes without its sample files")
+    fam, bim = (pd.read_csv(files / f"{name}.{end}", sep=r"\s+", header=None, dtype=str) for end in ("fam", "bim"))
+    raw = np.frombuffer((files / f"{name}.bed").read_bytes(), np.uint8)
+    assert raw[:3].tolist() == [0x6C, 0x1B, 1]
+    bits = raw[3:].reshape(len(bim), -1)[:, :, None] >> np.arange(0, 8, 2) & 3
+    copies = np.array([2, np.nan, 1, 0], np.float32)[bits.reshape(len(bim), -1)[:, : len(fam)]].T
+    data = from_plink(files / name, {iid: k % 2 for k, iid in enumerate(fam[1])}, missing="subset")
+    np.testing.assert_array_equal(data.train.x, copies)
+    assert data.train.ids is not None
+    assert data.train.ids.tolist() == fam[1].tolist()
+    assert data.feature_names is not None
+    assert data.feature_names[0] == bim[1][0]
+    if name == "toydata.5chrom":
+        with pytest.raises(RequestError, match=r"'pheno', holds numbers like .*cut it into classes"):
+            from_plink(files / name)
 
 
 def test_genotypes_take_labels_from_tables_and_mappings(bed: Path, tmp_path: Path) -> None:
@@ -613,6 +670,7 @@ def test_the_sum_over_a_donor_is_the_effect_of_the_donor(tmp_path: Path) -> None
     np.testing.assert_allclose(sums[others], expected[others], atol=0.1)
 
 
+@pytest.mark.filterwarnings("ignore::datamodels.errors.FewSubsetsWarning")
 def test_init_takes_the_groups_of_the_dataset(tmp_path: Path) -> None:
     made = cells()
     del made.obs["odd"]

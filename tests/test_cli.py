@@ -262,7 +262,7 @@ def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str])
     assert names == {
         "init", "train", "share", "sbatch", "status", "verify", "extend", "merge", "sync", "push", "pull", "claim", "fit", "evaluate", "curve", "neighbours", "subgroups",
         "report", "demo", "select", "stability", "intervals", "pilot", "validate", "trak", "calibrate",
-        "explore",
+        "explore", "run",
     }  # fmt: skip
     for name in names:
         with pytest.raises(SystemExit) as ended:

@@ -15,12 +15,12 @@ from datamodels import Attribution, Recipe, Ridge, Store, TrainRecipe
 from datamodels.applications.subgroups import subgroups, with_ids, write_to
 from datamodels.datasets import Dataset, from_arrays
 from datamodels.errors import RequestError
-from datamodels.experiment import Fit, Part, fill, run_experiment
+from datamodels.experiment import Fit, Part, PartedGroupsWarning, fill, run_experiment
 
 RECIPE = Recipe(architecture="linear", epochs=2, lr=0.05)
 
 
-def samples(n: int = 40, n_test: int = 0) -> Dataset:
+def samples(n: int = 40, n_test: int = 0, *, groups: bool = True) -> Dataset:
     """Samples with names and donors, a quarter of them of class 1."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n + n_test, 5)).astype(np.float32)
@@ -29,7 +29,7 @@ def samples(n: int = 40, n_test: int = 0) -> Dataset:
     tests = {"x_test": x[n:], "y_test": y[n:]} if n_test else {}
     data = from_arrays("samples", x[:n], y[:n], **tests)
     names = np.array([f"s{i}" for i in range(n + n_test)])
-    train = replace(data.train, ids=names[:n], groups=np.arange(n) % 10)
+    train = replace(data.train, ids=names[:n], groups=np.arange(n) % 10 if groups else None)
     return replace(data, train=train, test=replace(data.test, ids=names[n:]) if n_test else data.test)
 
 
@@ -53,8 +53,24 @@ def test_a_part_keeps_groups_together_or_draws_the_same_share_of_each_class(tmp_
         _ = Part("g", lone, 0.5, 6, kind="grouped").design
 
 
+def test_parts_that_take_donors_apart_are_warned_of(tmp_path: Path) -> None:
+    data = samples()
+    task = TrainRecipe(RECIPE, data, splits=("train",))
+    how: dict[str, Any] = {"title": "t", "neighbours": "r", "embedding": "r", "jobs": 1, "progress": False}
+    how["fits"] = [Fit("r", Ridge(), "a")]
+    parts = [Part("a", task, 0.5, 40, kind="grouped"), Part("b", task, 0.5, 20, seed=1)]
+    with pytest.warns(
+        PartedGroupsWarning,
+        match=r"samples has groups .* subsets of b take them apart: .*kind='grouped'\) \(init: --kind",
+    ):
+        run_experiment(tmp_path / "x", parts=parts, **how)
+    run_experiment(tmp_path / "x", parts=parts[:1], **how)
+    lone = replace(task, dataset=replace(data, train=replace(data.train, groups=None)))
+    run_experiment(tmp_path / "y", parts=[Part("a", lone, 0.5, 40)], **how)
+
+
 def test_a_fit_says_which_outputs_and_targets_and_knows_their_names(tmp_path: Path) -> None:
-    data = samples(n_test=6)
+    data = samples(n_test=6, groups=False)
     task = TrainRecipe(RECIPE, data, outputs=("margins", "losses"), splits=("train", "test"))
     parts = [Part("a", task, 0.5, 60), Part("b", task, 0.5, 20, seed=1)]
     chosen = np.arange(3, 40, 2)
@@ -88,7 +104,7 @@ def test_a_fit_says_which_outputs_and_targets_and_knows_their_names(tmp_path: Pa
 
 
 def test_annotations_follow_the_names_of_samples_and_not_their_order(tmp_path: Path) -> None:
-    data = samples()
+    data = samples(groups=False)
     task = TrainRecipe(RECIPE, data, splits=("train",))
     run_experiment(
         tmp_path, title="t", parts=[Part("a", task, 0.5, 60)], fits=[Fit("ridge", Ridge(), "a")], neighbours="ridge",

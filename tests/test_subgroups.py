@@ -6,6 +6,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from datamodels.applications.clustering import cluster, embed
 from datamodels.applications.refits import agreement, choose_clusters, gaussian_like, half_pairs
 from datamodels.applications.subgroups import Subgroups, subgroups, write_to
 from datamodels.cli import main as cli_main
+from datamodels.cli.validating import data_of, features_of, read_columns, read_features
+from datamodels.datasets import from_table
 from datamodels.errors import RequestError
+from datamodels.regression.problem import Problem
+from datamodels.run import Run, RunAttribution, View
 from tests.test_applications import grouped
 
 
@@ -51,8 +56,6 @@ def planted(
 
 
 def problem(**options: Any) -> tuple[Any, NDArray[Any]]:
-    from datamodels.regression.problem import Problem
-
     masks, outputs, labels = planted(**options)
     return Problem.build(masks=masks, outputs=outputs), labels
 
@@ -81,8 +84,6 @@ def test_leiden_without_its_packages_says_how_to_get_them(monkeypatch: pytest.Mo
 
 
 def test_halves_share_no_model_and_keep_units_together() -> None:
-    from dataclasses import replace
-
     data, _ = problem(m=40)
     source = replace(data.sources[0], units=np.arange(40) // 2)
     data = replace(data, sources=(source,))
@@ -158,6 +159,17 @@ def test_outputs_of_noise_have_no_stable_number() -> None:
         ({"n_clusters": "stability"}, "give models"),
         ({"n_clusters": "many"}, "or 'stability'"),
         ({"n_clusters": 3, "method": "leiden"}, "set resolution"),
+        (
+            {"n_clusters": 4, "method": "hdbscan"},
+            "hdbscan finds the number of clusters by itself: leave n_clusters out",
+        ),
+        ({"n_clusters": 2.7}, "n_clusters is 2.7; give a whole number"),
+        ({"labels": [1.0] * 89 + [np.nan]}, "1 of 90 targets have no label, the first is target 89"),
+        (
+            {"labels": np.array([None] * 2 + ["a"] * 88, dtype=object)},
+            "2 of 90 targets have no label, the first is target 0",
+        ),
+        ({"labels": np.array([1, "a"] * 45, dtype=object)}, "labels hold int, str; give text or numbers"),
         ({"n_clusters": 3, "resolution": 1.0}, "resolution is of method 'leiden'"),
         ({"method": "leiden", "resolution": -1.0}, "resolution is -1.0"),
         ({"n_clusters": "stability", "method": "hdbscan", "models": "data"}, "hdbscan finds the number"),
@@ -277,3 +289,88 @@ def test_missing_features_are_an_error_that_says_where() -> None:
         subgroups(data, labels=labels, features=features)
     with pytest.raises(RequestError, match="features are <U1; give numbers"):
         subgroups(data, labels=labels, features=np.full((data.n_targets, 2), "a"))
+
+
+# -- rows of files that are the targets ------------------------------------------------------------------------------
+
+
+def attribution(names: list[str] | None) -> Attribution:
+    facts = {} if names is None else {"ids": np.array(names)}
+    return Attribution(np.zeros((5, 4)), np.zeros(4), facts)
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "h5ad"])
+def test_rows_are_found_by_name_with_their_types(form: str, tmp_path: Path) -> None:
+    names = ["007", "s1", "s2", "s3", "s4", "s5"]
+    frame = pd.DataFrame({"batch": np.arange(6), "who": names, "size": np.arange(6) / 2}).iloc[[4, 2, 0, 5, 1, 3]]
+    path = tmp_path / f"known.{form}"
+    if form == "h5ad":
+        obs = frame.set_index("who").assign(batch=pd.Categorical(frame["batch"]))
+        anndata.AnnData(np.arange(12.0).reshape(6, 2)[obs["batch"]], obs, pd.DataFrame(index=["g", "h"])).write_h5ad(
+            path
+        )
+    elif form == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if form == "tsv" else ",")
+    found = read_columns(path, ["batch", "size"], attribution(["s3", "007", "s5", "s1"]))
+    assert found["batch"].tolist() == [3, 0, 5, 1]
+    assert isinstance(found["batch"].dtype, pd.CategoricalDtype) == (form == "h5ad")
+    x, names_of_features = read_features(path, attribution(["s3", "007", "s5", "s1"]))
+    np.testing.assert_array_equal(
+        x, [[6, 7], [0, 1], [10, 11], [2, 3]] if form == "h5ad" else [[3, 1.5], [0, 0], [5, 2.5], [1, 0.5]]
+    )
+    assert names_of_features.tolist() == (["g", "h"] if form == "h5ad" else ["batch", "size"])
+    with pytest.raises(RequestError, match=r"lacks 1 of 4 targets \(the first is 'x'; "):
+        read_columns(path, None, attribution(["s3", "007", "s5", "x"]))
+    with pytest.raises(RequestError, match=r"rows of .* have names, and the attribution does not know .*--by-order"):
+        read_columns(path, None, attribution(None))
+    with pytest.raises(RequestError, match="has 6 rows; there are 4 targets"):
+        read_columns(path, None, attribution(None), by_order=True)
+
+
+def test_rows_without_names_are_taken_in_their_order(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"batch": list("aabb"), "depth": [0.5, 1.5, 2.5, 3.5]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert read_columns(tmp_path / "a.csv", ["depth"], attribution(None))["depth"].tolist() == [0.5, 1.5, 2.5, 3.5]
+    frame.to_csv(tmp_path / "b.csv")  # a column 0, 1, 2, 3 is an order, and no names
+    assert list(read_columns(tmp_path / "b.csv", ["batch"], attribution(None))) == ["batch"]
+    anndata.AnnData(np.zeros((4, 1)), frame.set_axis(list("0123"))).write_h5ad(tmp_path / "c.h5ad")
+    assert read_columns(tmp_path / "c.h5ad", ["batch"], attribution(None))["batch"].tolist() == list("aabb")
+    frame.assign(sample=[8, 3, 5, 4]).to_csv(tmp_path / "d.csv", index=False)
+    with pytest.raises(RequestError, match="have names"):
+        read_columns(tmp_path / "d.csv", ["batch"], attribution(None))
+    assert read_columns(tmp_path / "d.csv", ["batch"], attribution(None), by_order=True)["batch"].tolist() == list(
+        "aabb"
+    )
+    frame.assign(sample=[8, 3, 5, 3]).to_csv(tmp_path / "e.csv", index=False)
+    with pytest.raises(RequestError, match="has the sample '3' more than once"):
+        read_columns(tmp_path / "e.csv", ["batch"], attribution(["8", "3", "5", "5"]))
+
+
+def test_the_run_of_a_file_says_what_its_samples_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.DataFrame({"who": list("wxyz"), "y": list("abab"), "f": np.arange(4.0), "g": [1, np.nan, 3, 4]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    data = from_table(tmp_path / "t.csv", "y", ids="who", missing="subset")
+    assert data_of(tmp_path / "a.h5ad", None) is None
+    parts: dict[str, Any] = {
+        "title": "t",
+        "created": "now",
+        "stores": {"s": "s"},
+        "view": View(neighbours="a", embedding="a"),
+    }
+    parts["attributions"] = {"a": RunAttribution(path="a.h5ad", store="s")}
+    Run(dataset=data.name, **parts).save(tmp_path)
+    found = data_of(tmp_path / "a.h5ad", None)
+    assert found is not None
+    assert found.train.ids is not None
+    assert found.train.ids.tolist() == list("wxyz")
+    rows = Problem.build(masks=np.eye(4), outputs=np.zeros((4, 2)))
+    assert features_of(found, rows) == (None, None)
+    x, names = features_of(found, replace(rows, train_columns=np.array([3, 1])))
+    assert (x.tolist(), names.tolist()) == ([[3.0], [1.0]], ["f"])
+    Run(dataset="no.such.module:data", **parts).save(tmp_path)
+    assert data_of(tmp_path / "a.h5ad", None) is None
+    Run(dataset="table:none.csv?label=y", **parts).save(tmp_path)
+    assert data_of(tmp_path / "a.h5ad", None) is None
+    assert "without the names and features of the run's samples: cannot read 'none.csv'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.errors import RequestError, first_line, newer_format
+from datamodels.errors import DatamodelsError, RequestError, first_line, newer_format
 from datamodels.files import replacing
 
 if TYPE_CHECKING:
@@ -267,7 +267,12 @@ class Attribution:
                 f"holds {other.removeprefix(f'{_UNS}_')}, not weights to predict with" if other else "is no attribution"
             )
             raise RequestError(f"{str(path)!r} {holds}: give a file that `datamodels fit` wrote (it has uns[{_UNS!r}])")
-        return cls.from_anndata(data)
+        try:
+            return cls.from_anndata(data)
+        except DatamodelsError:
+            raise
+        except Exception as error:  # what was edited or damaged may raise anything
+            raise RequestError(f"{str(path)!r} is damaged: {first_line(error)}") from None
 
     @classmethod
     def from_anndata(cls, data: anndata.AnnData) -> Attribution:
@@ -376,4 +381,7 @@ def provenance_from(text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     def back(item: dict[str, Any]) -> Any:
         return np.asarray(arrays[item[_ARRAY]]) if set(item) == {_ARRAY} else item
 
-    return json.loads(text, object_hook=back)
+    found = json.loads(text, object_hook=back)
+    if not isinstance(found, dict) or not isinstance(found.get("estimator", {}), dict):
+        raise RequestError(f"the provenance {text[:60]!r} is none: a mapping was written, with one of the estimator")
+    return found

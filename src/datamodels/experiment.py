@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from datamodels.applications.subgroups import IDS, with_ids
 from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.design import Design, Kind
-from datamodels.errors import CampaignError, RequestError
+from datamodels.errors import CampaignError, DatamodelsWarning, RequestError
 from datamodels.progress import note
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
@@ -26,6 +27,10 @@ from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.task import fingerprint
+
+
+class PartedGroupsWarning(DatamodelsWarning):
+    """Subsets take a donor's samples apart: a target's models see other samples of its donor."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train what is missing, fit, judge, and write the explorer as one page.
 
+    Warns (`PartedGroupsWarning`) where the dataset has groups and a part is not of kind ``grouped``.
+
     Parameters
     ----------
     folder
@@ -124,6 +131,7 @@ def run_experiment(
     from datamodels.explorer import report_run  # its server is heavy, and worker processes import this module
 
     folder = Path(folder)
+    _warn_of_parted_groups(parts)
     stores: dict[str, Store] = {}
     tasks = {part.name: part.task for part in parts}
     trained = 0
@@ -165,7 +173,8 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
             )
         if there.n_models < part.n_models and there.design == design.with_models(there.n_models):
             there.extend(part.n_models - there.n_models)
-    store = Store.open_or_create(path, schema=part.task.schema, design=design, labels=part.task.data.train.y)
+    data = part.task.data
+    store = Store.open_or_create(path, schema=part.task.schema, design=design, labels=data.train.y, ids=data.ids)
     if progress:
         note(f"{part.name}: {part.n_models:,} models, each on {part.alpha:.0%} of {part.task.n_train:,} examples")
     summary = train(store, part.task, jobs=jobs, progress=progress)
@@ -174,6 +183,18 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
             f"{len(summary.failed)} models failed; their logs are in {path / 'failures'}; run it again to retry"
         )
     return store, summary.done
+
+
+def _warn_of_parted_groups(parts: Sequence[Part]) -> None:
+    names = [part.name for part in parts if part.kind != "grouped" and part.task.data.train.groups is not None]
+    if names:
+        warnings.warn(
+            f"the dataset {parts[0].task.data.name} has groups (donors, families, batches), and subsets of {', '.join(names)} take them "
+            "apart: models that judge a sample see others of its donor, and what these share can look like a subgroup. Give Part(..., "
+            "kind='grouped') (init: --kind grouped), or load the dataset without groups where samples are independent",
+            PartedGroupsWarning,
+            stacklevel=3,
+        )
 
 
 def _outputs_key(item: Fit, store: Store) -> str:

@@ -52,10 +52,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
         data = yaml.load(Path(path).read_text(), Loader)  # noqa: S506 (a SafeLoader)
+        bounded(data)
     except OSError as error:
         raise RequestError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # yaml's own errors, and whatever a bad value of a tag raises
         raise RequestError(f"{str(path)!r} is not YAML: {first_line(error)}") from None
     if not isinstance(data, dict):
         raise RequestError(f"{str(path)!r} holds {type(data).__name__}; it must be a mapping of names to values")
     return data
+
+
+def bounded(data: Any) -> None:
+    """Refuse what is small in a file and endless when its aliases are followed.
+
+    Raises
+    ------
+    RequestError
+        when there are more than a million values.
+    """
+    left, count = [data], 0
+    while left:
+        item = left.pop()
+        inner = [*item.keys(), *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else ()
+        count += len(inner)
+        if count > 1_000_000:
+            raise RequestError("it has more than a million values, its aliases (*name) followed")
+        left.extend(inner)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from datamodels.errors import DatamodelsError, RequestError, first_line
+from datamodels.files import bounded
 
 _CONFIG_FLAGS = ("-C", "--config-file")
 
@@ -36,9 +37,10 @@ def read_config_file(path: str) -> dict[str, Any]:
 
     try:
         data = yaml.safe_load(Path(path).read_text())
+        bounded(data)
     except OSError as error:
         raise RequestError(f"cannot read the config file {path!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # yaml's own errors, and whatever a bad value of a tag raises
         raise RequestError(f"the config file {path!r} is not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}

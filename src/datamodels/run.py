@@ -19,12 +19,13 @@ FILE = "run.json"
 
 
 class RunAttribution(BaseModel):
-    """An attribution file, the store it was fitted on, and the store it is judged on."""
+    """An attribution file, the store it was fitted on (None for scores that used none), and the store it is judged on, on rows that
+    the fit has not used; it may be the same."""
 
     model_config = ConfigDict(extra="forbid")
 
     path: str
-    store: str
+    store: str | None = None
     test: str | None = None
 
 
@@ -40,8 +41,9 @@ class View(BaseModel):
 class Run(BaseModel):
     """The content of ``run.json``.
 
-    ``stores`` maps names to folders; ``dataset`` is a name that `datamodels.datasets.load` knows;
-    ``task`` and ``recipe`` say how models were trained, ``commands`` how to make the run again.
+    ``stores`` maps names to folders, or to addresses of remote stores; ``dataset`` is a name that `datamodels.datasets.load` knows;
+    ``task`` and ``recipe`` say how models were trained, ``commands`` how to make the run again. ``recipe`` has for each store what
+    differs from a default `Recipe`, and ``prepare`` where features are prepared.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -70,6 +72,11 @@ class Run(BaseModel):
                 raise ValueError(f"the view names {shown!r}, which is none of {sorted(self.attributions)}")
         return self
 
+    def place(self, folder: str | Path, store: str) -> str | Path:
+        """What `Store.open` takes for the store of this name, of the run in `folder`."""
+        inside = self.stores[store]
+        return inside if "://" in inside else Path(folder) / inside
+
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` in one step."""
         path = Path(folder) / FILE
@@ -91,7 +98,7 @@ class Run(BaseModel):
             data = json.loads(path.read_text())
         except OSError as error:
             raise RequestError(f"there is no run at {str(folder)!r}: {first_line(error)}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{path} is not JSON: {first_line(error)}") from None
         version = data.get("format_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -102,6 +109,6 @@ class Run(BaseModel):
             raise RequestError(f"{path} is damaged: {first_line(error)}") from None
         root = Path(folder).resolve()
         for inside in [*run.stores.values(), *(item.path for item in run.attributions.values())]:
-            if not (root / inside).resolve().is_relative_to(root):
+            if "\0" in inside or not (root / inside).resolve().is_relative_to(root):
                 raise RequestError(f"{path} names {inside!r}, which lies outside of the run's folder")
         return run

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from datamodels.errors import RequestError, RowError, first_line
 
@@ -118,11 +118,14 @@ class Spec(BaseModel):
             data = json.loads(Path(path).read_text())
         except OSError as error:
             raise RequestError(f"cannot read the spec {str(path)!r}: {error.strerror}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"the spec {str(path)!r} is not JSON: {error}") from None
         if not isinstance(data, dict):
             raise RequestError(f'the spec {str(path)!r} is not an object {{"num_models": ..., "schema": ...}}')
-        return cls.model_validate(data)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RequestError(f"the spec {str(path)!r} is wrong: {first_line(error)}") from None
 
 
 def check_rows(fields: Mapping[str, KeySpec], values: Mapping[str, Any], n_rows: int) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
+from datamodels.datasets.samples import plain
 from datamodels.errors import RequestError
 
 Method = Literal["kmeans", "hdbscan", "leiden"]
@@ -42,6 +43,26 @@ def unit_rows(vectors: Attribution | ArrayLike) -> NDArray[np.float64]:
     rows = rows.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def as_labels(given: ArrayLike, n_targets: int) -> NDArray[Any]:
+    """Labels (n_targets,), text or numbers, of which none is missing."""
+    import pandas as pd
+
+    if np.shape(given) != (n_targets,):
+        raise RequestError(f"labels have shape {np.shape(given)}; there are {n_targets} targets")
+    column = pd.Series(np.asarray(given))
+    lacking = np.flatnonzero(column.isna())
+    if len(lacking):
+        raise RequestError(
+            f"{len(lacking)} of {n_targets} targets have no label, the first is target {lacking[0]}; give every target one (a name of "
+            "their own will do)"
+        )
+    values = plain(column)
+    if values is None:
+        kinds = ", ".join(sorted({type(value).__name__ for value in column}))
+        raise RequestError(f"labels hold {kinds}; give text or numbers, one kind of them")
+    return values
 
 
 def check_method(method: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.applications.clustering import Method, check_method, cluster, embed
+from datamodels.applications.clustering import Method, as_labels, check_method, cluster, embed
 from datamodels.applications.refits import Source, StabilityCurve, choose_clusters
 from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
@@ -105,7 +105,7 @@ def subgroups(
     Parameters
     ----------
     n_clusters
-        For k-means; by default the number of distinct labels. ``"stability"``: the number (or, for Leiden, the resolution)
+        For k-means alone; by default the number of distinct labels. ``"stability"``: the number (or, for Leiden, the resolution)
         whose clusters come back when datamodels are refitted on independent halves of `models`, see `choose_clusters`.
     method
         ``kmeans`` (20 starts), ``leiden`` (communities of the graph of 15 nearest neighbours) or ``hdbscan``. The last two find
@@ -113,7 +113,7 @@ def subgroups(
     resolution
         Of Leiden, by default 1: the larger, the more clusters.
     labels
-        (n_targets,) hidden labels to score against. They are not used to find clusters.
+        (n_targets,) hidden labels to score against, none of them missing. They are not used to find clusters.
     features
         (n_targets, ...) raw features: the same pipeline on them is the baseline. Needs labels.
     models
@@ -124,11 +124,9 @@ def subgroups(
     Raises
     ------
     RequestError
-        when the number of clusters is unknown or sizes differ.
+        when the number of clusters is unknown, or given to a method that finds it, a label is missing, or sizes differ.
     """
-    truth = None if labels is None else np.asarray(labels)
-    if truth is not None and truth.shape != (attribution.n_targets,):
-        raise RequestError(f"labels have shape {truth.shape}; there are {attribution.n_targets} targets")
+    truth = None if labels is None else as_labels(labels, attribution.n_targets)
     if features is not None and truth is None:
         raise RequestError("features are the baseline for labels: give labels too")
     check_method(method)
@@ -149,8 +147,10 @@ def subgroups(
         setting = curve.setting
     elif method == "kmeans":
         setting = _number(n_clusters, truth)
-    elif n_clusters is not None and method == "leiden":
-        raise RequestError("leiden finds the number of clusters by itself: leave n_clusters out, and set resolution")
+    elif n_clusters is not None:
+        raise RequestError(
+            f"{method} finds the number of clusters by itself: leave n_clusters out{', and set resolution' if method == 'leiden' else ''}"
+        )
     else:
         setting = 1.0 if method == "leiden" and resolution is None else resolution
     clusters = cluster(embedding, method, setting, seed)
@@ -312,6 +312,8 @@ def _number(n_clusters: Any, truth: NDArray[Any] | None) -> int:
                 "models, leiden and hdbscan find it by themselves"
             )
         return len(np.unique(truth))
+    if isinstance(n_clusters, bool) or not isinstance(n_clusters, int | np.integer):
+        raise RequestError(f"n_clusters is {n_clusters!r}; give a whole number, or 'stability'")
     return int(n_clusters)
 
 

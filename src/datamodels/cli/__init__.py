@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from datamodels.cli import cluster, explore, fits, hub, looking, pilot, selecting, stores, trak, validating
+from datamodels.cli import cluster, explore, fits, hub, looking, pilot, run, selecting, stores, trak, validating
 from datamodels.errors import DatamodelsError, first_line
 from datamodels.version import __version__
 
@@ -39,7 +39,7 @@ for _command in (
     pilot.pilot, trak.trak,
     fits.fit, fits.evaluate, fits.curve, fits.calibrate,
     selecting.select, selecting.stability, selecting.intervals,
-    looking.neighbours, looking.subgroups, looking.report, explore.explore, looking.demo, validating.validate,
+    looking.neighbours, looking.subgroups, explore.report, explore.explore, run.run, looking.demo, validating.validate,
 ):  # fmt: skip
     app.command()(_command)
 

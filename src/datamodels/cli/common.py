@@ -55,6 +55,15 @@ Recipe = Annotated[
 Memory = Annotated[
     str | None, typer.Option("--memory", help="Memory for tables of counts, as 8GB; most of what is free by default.")
 ]
+ExecutorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--executor-option",
+        metavar="KEY=VALUE",
+        help="A setting of ray or slurm, as partition=gpu; may be given several times.",
+    ),
+]
+PoolName = Annotated[str, typer.Option("--executor", help="local: this process; ray: a cluster.")]
 Seed = Annotated[int, typer.Option(help="Seed.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import and call code that run.json names (datasets, architectures).")
@@ -80,6 +89,21 @@ def where(
         "targets": parse_range(targets, "--targets"),
         "targets_are_train": targets_are_train or None,
     }
+
+
+def executor_of(name: str, options: list[str] | None) -> Any:
+    """An executor's name, or its settings where --executor-option gives some."""
+    from datamodels.executors import executor_named
+
+    pairs: dict[str, str] = {}
+    for text in options or []:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise RequestError(f"--executor-option is {text!r}; give KEY=VALUE")
+        if key in pairs:
+            raise RequestError(f"--executor-option gives {key!r} twice")
+        pairs[key] = value
+    return executor_named(name, pairs) if pairs else name
 
 
 def refuse_suffix(path: Path, suffix: str) -> None:

@@ -12,6 +12,7 @@ from datamodels.cli.common import (
     Eps,
     EstimatorName,
     EstimatorOption,
+    ExecutorOptions,
     FittedMasksKey,
     FittedOutputsKey,
     Folds,
@@ -24,12 +25,14 @@ from datamodels.cli.common import (
     OfTrain,
     OutputsFile,
     OutputsKey,
+    PoolName,
     RowRange,
     Seed,
     StorePaths,
     TargetRange,
     ValFraction,
     emit,
+    executor_of,
     parse_range,
     refuse_suffix,
     where,
@@ -69,6 +72,8 @@ def fit(
         typer.Option(help="Attribution .h5ad to add to, as far as its slope goes (lasso, elastic net, ridge, ols)."),
     ] = None,
     memory: Memory = None,
+    executor: PoolName = "local",
+    executor_option: ExecutorOptions = None,
     follow: Annotated[
         bool, typer.Option("--watch", help="Refit as a running campaign completes rows; see --reach and --worth.")
     ] = False,
@@ -92,6 +97,8 @@ def fit(
     Example: datamodels fit runs/a --prior trak.h5ad --out hybrid.h5ad
 
     Example: datamodels fit runs/a --watch --reach 0.5 --out lasso.h5ad
+
+    Example: datamodels fit s3://bucket/runs/a --executor ray --executor-option address=auto --out lasso.h5ad
 
     Example: datamodels fit --masks train_masks_50pct.npy --outputs test_margins_50pct.npy --out lasso.h5ad
     """
@@ -117,6 +124,7 @@ def fit(
         given = {
             "--masks": masks, "--outputs": outputs, "--rows": rows, "--targets": targets, "--penalty": penalty,
             "--targets-are-train": targets_are_train or None, "--memory": memory, "--offset": offset,
+            "--executor": None if executor == "local" else executor,
         }  # fmt: skip
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or not follow or len(stores or []) != 1:
@@ -131,6 +139,7 @@ def fit(
         chosen,
         penalty_factors=None if penalty is None else load_array(penalty),
         memory=memory,
+        executor=executor_of(executor, executor_option),
         **where(masks, outputs, masks_key, outputs_key, rows, targets, targets_are_train),
     )
     attribution.save(out)

@@ -1,4 +1,4 @@
-"""Commands that look at results: neighbours, subgroups, report, demo."""
+"""Commands that look at results: neighbours, subgroups, demo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import typer
 
 from datamodels.cli.common import (
     AttributionPath,
-    FittedMasksKey,
-    FittedOutputsKey,
     Json,
     MethodName,
     Seed,
-    Trust,
     emit,
     read_labels,
     refuse_suffix,
@@ -119,39 +116,6 @@ def subgroups(
         facts["out"] = str(out)
         lines.append(f"wrote {out}: obs[{key!r}], obsm['X_{key}'], uns[{key!r}]")
     emit(facts, "\n".join(lines), as_json)
-
-
-def report(
-    source: Annotated[
-        Path, typer.Argument(help="Folder of a run, or an attribution file (.h5ad).", metavar="RUN|FILE")
-    ],
-    stores: Annotated[list[str] | None, typer.Option("--store", help="Store to score a file on; may repeat.")] = None,
-    masks_key: FittedMasksKey = None,
-    outputs_key: FittedOutputsKey = None,
-    clusters: Annotated[
-        int | None, typer.Option(help="Clusters to show for a file; by default as many as labels, else ten.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Page to write for a file; beside it by default.")] = None,
-    trust: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Judge a run or an attribution and write the explorer of it as one HTML file; of a run, results.json too.
-
-    Example: datamodels report runs/demo
-
-    Example: datamodels report lasso.h5ad --store runs/a --out page.html
-    """
-    from datamodels.explorer import report_attribution, report_run
-
-    if source.suffix == ".h5ad":
-        results = report_attribution(
-            source, stores or (), out=out, masks_key=masks_key, outputs_key=outputs_key, n_clusters=clusters
-        )
-    elif stores or out:
-        raise RequestError("--store and --out go with an attribution file; a run's page lies in its folder")
-    else:
-        results = report_run(source, trust=trust)
-    emit(results, f"wrote {results['page']}", as_json)
 
 
 def demo(

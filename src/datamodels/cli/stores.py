@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datamodels.cli.common import Json, Recipe, Seed, StorePath, emit, parse_range, read_labels
+from datamodels.cli.common import (
+    ExecutorOptions,
+    Json,
+    Recipe,
+    Seed,
+    StorePath,
+    emit,
+    executor_of,
+    parse_range,
+    read_labels,
+)
 from datamodels.errors import RequestError
 
 if TYPE_CHECKING:
@@ -155,12 +165,7 @@ def train(
     executor: Annotated[
         str, typer.Option(help="local: worker processes; inline: this process; ray, slurm: a cluster.")
     ] = "local",
-    executor_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="A setting of ray or slurm, as partition=gpu; may be given several times."
-        ),
-    ] = None,
+    executor_option: ExecutorOptions = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that one row may take; a block of rows takes as many times that.")
     ] = None,
@@ -177,10 +182,9 @@ def train(
 
     Example: datamodels train runs/a --recipe recipe.yaml --executor slurm --executor-option partition=gpu
     """
-    from datamodels.executors import executor_named
     from datamodels.training.campaign import train as run
 
-    where = executor_named(executor, _pairs(executor_option or [], "--executor-option"))
+    where = executor_of(executor, executor_option)
     work = work_of(task, recipe)
     summary = run(
         store, work, executor=where, jobs=jobs, timeout=timeout, retries=retries, threads=threads,
@@ -210,18 +214,6 @@ def work_of(task: str | None, recipe: Path | None) -> Any:
     from datamodels.training.ensemble import TrainRecipe
 
     return TrainRecipe.read(recipe)
-
-
-def _pairs(given: list[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise RequestError(f"{option} is {text!r}; give KEY=VALUE")
-        if key in pairs:
-            raise RequestError(f"{option} gives {key!r} twice")
-        pairs[key] = value
-    return pairs
 
 
 def status(store: StorePath, as_json: Json = False) -> None:

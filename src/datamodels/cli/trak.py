@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from datamodels.cli.common import Json, Seed, emit, refuse_suffix
+from datamodels.cli.common import ExecutorOptions, Json, PoolName, Seed, emit, executor_of, refuse_suffix
 from datamodels.errors import RequestError
 
 
@@ -47,6 +47,8 @@ def trak(
     calibrate: Annotated[
         Path | None, typer.Option(metavar="STORE", help="A store whose models bring the scores to units of the output.")
     ] = None,
+    executor: PoolName = "local",
+    executor_option: ExecutorOptions = None,
     as_json: Json = False,
 ) -> None:
     """Attribute with gradients (TRAK): train a few networks of a recipe, score training examples, and write the scores.
@@ -82,6 +84,7 @@ def trak(
         ridge=chosen,
         params=params or None,
         seed=seed,
+        executor=executor_of(executor, executor_option),
     )
     attribution, used = run.attribution, run.attribution.provenance["estimator"]
     if calibrate is not None:

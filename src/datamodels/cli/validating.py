@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from datamodels.cli.common import AttributionPath, Json, MethodName, Seed, StorePaths, emit, read_labels, refuse_suffix
-from datamodels.errors import RequestError, first_line
+from datamodels.errors import RequestError
+from datamodels.progress import note
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from datamodels.applications.refits import StabilityCurve
     from datamodels.attribution import Attribution
+    from datamodels.datasets import Dataset
     from datamodels.regression.problem import Problem
+    from datamodels.training.ensemble import TrainRecipe
+
+_NAMES = (
+    "id",
+    "ids",
+    "iid",
+    "sample",
+    "barcode",
+    "cell",
+    "name",
+    "Unnamed: 0",
+)  # columns that name rows, whatever they hold
 
 
 def validate(
@@ -32,10 +49,33 @@ def validate(
     models: Annotated[int, typer.Option(help="Models per shuffle.")] = 300,
     refits: Annotated[int, typer.Option(help="Pairs of refits on halves of the models.")] = 20,
     replicates: Annotated[int, typer.Option(help="Runs per pair of subgroups.")] = 10,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Share of the training set that those on shuffled labels see; as the models by default."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="How their subsets are drawn, with --alpha: fixed_size, grouped, stratified, ...")
+    ] = None,
     columns: Annotated[
-        Path | None, typer.Option(help="What is known of the targets: .h5ad (its obs) or .csv, one row per target.")
+        Path | None,
+        typer.Option(
+            help="What is known of the targets: .h5ad (its obs), .csv, .tsv or .parquet, a row per target, found by name."
+        ),
     ] = None,
     column: Annotated[list[str] | None, typer.Option(help="Column to test; may repeat; all by default.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Features of the targets, for markers: .npy, .h5ad (its X) or a table. By default those of the dataset where targets "
+            "are training examples."
+        ),
+    ] = None,
+    by_order: Annotated[
+        bool,
+        typer.Option(
+            "--by-order", help="Rows of --columns and --features are the targets in their order; ignore names."
+        ),
+    ] = False,
     labels: Annotated[Path | None, typer.Option(help="Class of each target, .npy or one per line.")] = None,
     seed: Seed = 0,
     jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
@@ -48,9 +88,10 @@ def validate(
 
     Example: datamodels validate ridge.h5ad runs/a --clusters 4 --recipe recipe.yaml --folder runs/check --out check.html
     """
-    from datamodels.applications.subgroups import subgroups
+    from datamodels.applications.subgroups import IDS, subgroups, with_ids
     from datamodels.applications.validation import validate as run
     from datamodels.attribution import Attribution
+    from datamodels.experiment import Part
     from datamodels.report.validation_page import save_report
     from datamodels.training.ensemble import TrainRecipe
     from datamodels.training.task import make_importable
@@ -61,7 +102,23 @@ def validate(
     problem = problem_of(attribution, stores)
     make_importable(Path.cwd())
     task = None if recipe is None else TrainRecipe.read(recipe)
-    known = None if columns is None else read_columns(columns, column, attribution)
+    if recipe is None and (alpha, kind) != (None, None):
+        raise RequestError("--alpha and --kind are for models on shuffled labels: give --recipe and --folder")
+    if alpha is None and kind is not None:
+        raise RequestError("--kind goes with --alpha, the share of the training set that a model sees")
+    design = None
+    if task is not None and alpha is not None:
+        design = Part("shuffles", task, alpha, models, seed, kind=kind or "fixed_size").design  # type: ignore[arg-type]
+    data = data_of(file, task)
+    if IDS not in attribution.target_facts and problem.target_ids is not None:
+        attribution = replace(attribution, target_facts={**attribution.target_facts, IDS: problem.target_ids})
+    elif IDS not in attribution.target_facts and data is not None:
+        attribution = with_ids(attribution, data, problem.sources[0].description.get("outputs_key"))
+    known = None if columns is None else read_columns(columns, column, attribution, by_order=by_order)
+    if features is not None:
+        x, feature_names = read_features(features, attribution, by_order=by_order)
+    else:
+        x, feature_names = features_of(data, problem)
     groups = subgroups(
         attribution,
         n_clusters=parse_clusters(clusters),
@@ -76,6 +133,9 @@ def validate(
         groups,
         labels=None if labels is None else read_labels(labels),
         columns=known,
+        x=x,
+        feature_names=feature_names,
+        design=design,
         task=task,
         folder=folder,
         n_refits=refits,
@@ -85,11 +145,10 @@ def validate(
         seed=seed,
         jobs=jobs,
     )
-    facts, text = found.to_dict(), found.report()
+    emit({**found.to_dict(), **({} if out is None else {"page": str(out)})}, found.report(), as_json)
     if out is not None:
-        facts["page"] = str(save_report(found, out))
-        text += f"\nwrote {out}"
-    emit(facts, text, as_json)
+        save_report(found, out)
+        note(f"wrote {out}")
 
 
 def parse_clusters(text: str | None) -> Any:
@@ -129,34 +188,46 @@ def problem_of(attribution: Attribution, stores: list[str] | None) -> Problem:
     )
 
 
-def read_columns(path: Path, wanted: list[str] | None, attribution: Attribution) -> dict[str, Any]:
-    """Columns of the targets: by the names that the attribution knows, else in the order of the file.
+def data_of(file: Path, task: TrainRecipe | None) -> Dataset | None:
+    """What the models were trained on: the recipe's dataset, else that of the run in the file's folder where it is read from a file."""
+    from datamodels.datasets import load
+    from datamodels.datasets.registry import is_file
+    from datamodels.run import FILE, Run
+
+    if task is not None or not (file.parent / FILE).exists():
+        return None if task is None else task.data
+    name = Run.load(file.parent).dataset
+    if name is None or not is_file(name):
+        return None
+    try:
+        return load(name)
+    except RequestError as error:
+        note(f"without the names and features of the run's samples: {error}")
+        return None
+
+
+def features_of(data: Dataset | None, problem: Problem) -> tuple[Any, Any]:
+    """Features of targets that are training examples, and their names; those that some sample lacks are left out."""
+    import numpy as np
+
+    if data is None or data.feature_names is None or problem.train_columns is None:
+        return None, None
+    x = data.train.flat[problem.train_columns]
+    complete = np.isfinite(x).all(axis=0)
+    return (x[:, complete], np.array(data.feature_names)[complete]) if complete.any() else (None, None)
+
+
+def read_columns(
+    path: Path, wanted: list[str] | None, attribution: Attribution, *, by_order: bool = False
+) -> dict[str, pd.Series]:
+    """Columns of the targets with their types, rows as `_rows` finds them.
 
     All by default, but text that nearly every target has another of.
     """
     import pandas as pd
 
-    from datamodels.applications.subgroups import IDS
-    from datamodels.attribution import read_h5ad
-
-    if path.suffix == ".h5ad":
-        frame = read_h5ad(path).obs
-    else:
-        try:
-            frame = pd.read_csv(path, index_col=0 if IDS in attribution.target_facts else None)
-        except (OSError, ValueError) as error:
-            raise RequestError(f"cannot read {str(path)!r} as CSV: {first_line(error)}") from None
-    names = attribution.target_facts.get(IDS)
-    if names is not None:
-        frame.index = frame.index.astype(str)
-        lost = [name for name in names.astype(str) if name not in frame.index]
-        if lost:
-            raise RequestError(f"{str(path)!r} lacks {len(lost)} of {len(names)} targets (the first is {lost[0]!r})")
-        frame = frame.loc[names.astype(str)]
-    if len(frame) != attribution.n_targets:
-        raise RequestError(
-            f"{str(path)!r} has {len(frame)} rows; there are {attribution.n_targets} targets: give one row each"
-        )
+    rows = _rows(path, attribution, by_order)
+    frame = rows if isinstance(rows, pd.DataFrame) else rows.obs
     unknown = [name for name in wanted or [] if name not in frame]
     if unknown:
         raise RequestError(f"{str(path)!r} has no column {unknown[0]!r}; it has {', '.join(map(str, frame.columns))}")
@@ -165,4 +236,80 @@ def read_columns(path: Path, wanted: list[str] | None, attribution: Attribution)
         for name in frame.columns
         if pd.api.types.is_numeric_dtype(frame[name]) or frame[name].nunique() <= len(frame) // 2
     ]
-    return {str(name): frame[name].to_numpy() for name in chosen}
+    return {str(name): frame[name] for name in chosen}
+
+
+def read_features(path: Path, attribution: Attribution, *, by_order: bool = False) -> tuple[Any, Any]:
+    """Features of the targets (n_targets, features), and their names where the file has them; rows as `_rows` finds them."""
+    import numpy as np
+    import pandas as pd
+
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False), None
+    rows = _rows(path, attribution, by_order)
+    if isinstance(rows, pd.DataFrame):
+        numbers = rows.select_dtypes(["number", "bool"])
+        return numbers.to_numpy(np.float64), np.array(numbers.columns, str)
+    return rows.X, np.array(rows.var_names, str)
+
+
+def _rows(path: Path, attribution: Attribution, by_order: bool) -> Any:
+    """The rows of a file that are the targets, in their order: an AnnData object or a data frame, without the column of names.
+
+    By the names that the attribution knows; else in the order of the file, unless the file has names that nothing can be said of.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from datamodels.applications.subgroups import IDS
+    from datamodels.attribution import read_h5ad
+    from datamodels.datasets.samples import read_table
+
+    ids = None if by_order else attribution.target_facts.get(IDS)
+    found: Any
+    if path.suffix == ".h5ad":
+        found = read_h5ad(path)
+        texts = pd.DataFrame({"the names of observations": found.obs_names.astype(str)})
+        told = (found.obs_names != np.arange(found.n_obs).astype(str)).any()
+    else:
+        found = read_table(path)
+        texts = read_table(path, text=list(found.columns)).astype(str)
+        told = any(_is_names(found[name]) for name in found.columns)
+    if ids is None:
+        if told and not by_order:
+            raise RequestError(
+                f"the rows of {str(path)!r} have names, and the attribution does not know those of its targets, so nothing says which row "
+                "is whose: give --recipe, whose dataset may know them (or with_ids in Python, and save it), or --by-order where rows are the targets "
+                "in their order"
+            )
+        if len(found) != attribution.n_targets:
+            raise RequestError(
+                f"{str(path)!r} has {len(found)} rows; there are {attribution.n_targets} targets: give one row each"
+            )
+        return found
+    names = pd.Index(ids.astype(str))
+    column = max(texts.columns, key=lambda name: names.isin(texts[name]).sum())
+    index = pd.Index(texts[column])
+    lost = names[~names.isin(index)]
+    if len(lost):
+        raise RequestError(
+            f"{str(path)!r} lacks {len(lost)} of {len(names)} targets (the first is {lost[0]!r}; {column} was compared): give a file "
+            "that has them, or --by-order where rows are the targets in their order"
+        )
+    twice = index[index.duplicated() & index.isin(names)]
+    if len(twice):
+        raise RequestError(f"{str(path)!r} has the sample {twice[0]!r} more than once; give one row each")
+    order = index.get_indexer(names)
+    return found.iloc[order].drop(columns=column) if isinstance(found, pd.DataFrame) else found[order]
+
+
+def _is_names(column: pd.Series) -> bool:
+    """Whether a column of a table seems to name its rows: each has another text, or the column is called so."""
+    import numpy as np
+    import pandas as pd
+
+    if not column.is_unique or column.isna().any():
+        return False
+    counted = pd.api.types.is_integer_dtype(column.dtype) and (np.sort(column) == np.arange(len(column))).all()
+    named = str(column.name).lower() in [name.lower() for name in _NAMES] and not counted
+    return bool(named or pd.api.types.is_string_dtype(column.dtype))

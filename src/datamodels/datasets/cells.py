@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.datasets.base import Dataset
-from datamodels.datasets.samples import Unlabelled, dataset_of, spell, without_missing
+from datamodels.datasets.samples import Missing, Unlabelled, dataset_of, spell, without_missing
 from datamodels.errors import RequestError, first_line
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def from_anndata(
     obs: Sequence[str] | None = None,
     normalise: Literal["none", "log1p_cp10k"] = "none",
     backed: bool = False,
+    missing: Missing = "refuse",
     unlabelled: Unlabelled = "refuse",
     name: str | None = None,
 ) -> Dataset:
@@ -61,6 +62,9 @@ def from_anndata(
         ``log1p_cp10k``: log(1 + counts per 10,000 of the cell); a cell without counts stays 0.
     backed
         Whether a file is read a few cells at a time, so that its ``X`` need not fit into memory in the form it has there.
+    missing
+        Values that are missing: ``refuse``; ``mean``: the mean of the feature over all cells, those that a model does not see included;
+        ``subset``: left missing, for `datamodels.training.preparation.Preparation` to fill in the mean of each model's own subset.
     unlabelled
         What to do when cells have no `label`: ``refuse``, or ``drop`` them.
     name
@@ -90,7 +94,8 @@ def from_anndata(
             "obs": obs,
         }
         options["normalise"] = None if normalise == "none" else normalise
-        options |= {"backed": backed, "unlabelled": None if unlabelled == "refuse" else unlabelled}
+        options |= {"backed": backed, "missing": None if missing == "refuse" else missing}
+        options |= {"unlabelled": None if unlabelled == "refuse" else unlabelled}
         name = name or spell("anndata", source, options)
         if not Path(source).is_file():
             raise RequestError(f"there is no file {str(source)!r}")
@@ -108,7 +113,12 @@ def from_anndata(
     finally:
         if opened and backed:
             data.file.close()
-    x = without_missing(x, "refuse", "the AnnData", features)
+    if normalise != "none" and np.isnan(x).any():
+        raise RequestError(
+            f"the AnnData has {np.isnan(x).sum()} missing values, and {normalise} needs all counts of a cell: fill them, or give "
+            "normalise='none' and missing='mean' or 'subset'"
+        )
+    x = without_missing(x, missing, "the AnnData", features)
     return dataset_of(
         name or "anndata",
         x if normalise == "none" else _log1p_cp10k(x),

@@ -120,6 +120,9 @@ def _facts(fam: dict[str, NDArray[Any]], table: pd.DataFrame | str | Path | None
 
     facts = pd.DataFrame(fam)
     facts["pheno"] = facts["pheno"].mask(facts["pheno"].isin(_NO_PHENOTYPE))
+    measured = pd.to_numeric(facts["pheno"], errors="coerce")
+    if (measured % 1 > 0).any():  # a trait that was measured, which is no class
+        facts["pheno"] = measured
     if table is None:
         return facts
     more = read_table(table, text=[sample]) if isinstance(table, str | Path) else table

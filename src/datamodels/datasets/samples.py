@@ -158,6 +158,8 @@ def dataset_of(
     """
     if unlabelled not in get_args(Unlabelled):
         raise RequestError(f"unlabelled is {unlabelled!r}; legal: {', '.join(get_args(Unlabelled))}")
+    if not x.shape[1]:
+        raise RequestError("there are no features, and models need some: the matrix has shape " + str(x.shape))
     lacking = column(facts, label, where).isna().to_numpy()
     identities = np.asarray(ids, dtype=str)
     if lacking.any() and unlabelled == "refuse":
@@ -169,6 +171,12 @@ def dataset_of(
         x, facts, identities = x[~lacking], facts[~lacking], identities[~lacking]
     if not len(facts):
         raise RequestError(f"no sample of {where} has a {label!r}; models need some")
+    known, counts = np.unique(identities, return_counts=True)
+    if counts.max() > 1:
+        raise RequestError(
+            f"{counts.max()} samples are called {str(known[counts.argmax()])!r}; samples are found by their names, so give each its own "
+            "(of an AnnData: adata.obs_names_make_unique())"
+        )
     columns = {part: column(facts, part, where) for part in (hidden, groups) if part is not None}
     for part, values in columns.items():
         if values.isna().any():

@@ -2,5 +2,6 @@
 
 from datamodels.executors.base import Executor, MakeExecutor, RowOutcome, Runner
 from datamodels.executors.names import EXECUTORS, executor_named
+from datamodels.executors.ray import Ray
 
-__all__ = ["EXECUTORS", "Executor", "MakeExecutor", "RowOutcome", "Runner", "executor_named"]
+__all__ = ["EXECUTORS", "Executor", "MakeExecutor", "Ray", "RowOutcome", "Runner", "executor_named"]

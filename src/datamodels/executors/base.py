@@ -113,7 +113,7 @@ class InlineExecutor(Executor):
         blocks, self._waiting = self._waiting, []
         if not blocks:
             return []
-        with _standard_output_to_error(), _one_thread():
+        with standard_output_to_error(), _one_thread():
             return self._run(blocks)
 
     def _run(self, blocks: list[Sequence[int]]) -> list[RowOutcome]:
@@ -121,7 +121,7 @@ class InlineExecutor(Executor):
 
 
 @contextlib.contextmanager
-def _standard_output_to_error() -> Iterator[None]:
+def standard_output_to_error() -> Iterator[None]:
     """Standard output is for results: what tasks and their child processes print goes to standard error."""
     sys.stdout.flush()
     kept = os.dup(1)

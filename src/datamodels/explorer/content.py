@@ -1,4 +1,4 @@
-"""Everything that the explorer shows, gathered from a run's folder or from one attribution file. No web in it."""
+"""Everything that the explorer shows, gathered from a run's folder or from attribution files. No web in it."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ class Content:
 
     Attributes
     ----------
-    source
-        The run's folder, or the file.
+    command
+        What serves it again.
     run
-        The run, None for a file.
+        The run, also where it was made of files.
     attributions
         The first is the default one.
     columns, examples
@@ -109,16 +109,18 @@ class Content:
         The table of clusters, as the page shows it; the clusters and their scores, as `Subgroups.to_dict` gives them.
     task, store
         How the models of the default attribution are trained, and where they are; None when it cannot be told.
+    together
+        Name of the column of training examples that are in the training set together, where the design has such groups.
     n_models
-        Complete models of all stores of the run, or rows that the file's fit has used.
+        Complete models of all stores of the run, or rows that the first file's fit has used.
     """
 
-    source: Path
     title: str
     created: str
     version: str
+    command: str
     cache: Cache
-    run: Run | None
+    run: Run
     attributions: list[Shown]
     embedded: str
     columns: dict[Side, list[Column]]
@@ -135,6 +137,7 @@ class Content:
     usual_distance: float = 1.0
     task: Any = None
     store: Store | None = None
+    together: str | None = None
 
     def __post_init__(self) -> None:
         self._drawing, self._painting, self._comparing = threading.Lock(), threading.Lock(), threading.Lock()
@@ -191,7 +194,8 @@ class Content:
         """The first thing that a page asks for, JSON-ready."""
         columns = {side: [column.about() for column in self.columns[side]] for side in SIDES}
         known = [column["name"] for column in columns["targets"]]
-        colour = self.labels["targets"] or (self.groups and self.groups["column"])
+        grouped = self.groups["column"] if self.groups else None
+        colour = grouped if self.groups and self.groups["given"] else self.labels["targets"] or grouped
         sides: dict[str, dict[str, Any]] = {
             side: {
                 "columns": columns[side],
@@ -201,6 +205,7 @@ class Content:
             }
             for side in SIDES
         }
+        sides["train"]["together"] = self.together
         sides["targets"]["train_columns"] = self.attributions[0].file.train_columns is not None
         maps = self.maps()
         return {
@@ -210,8 +215,8 @@ class Content:
             "n_train": self.n_train,
             "n_models": self.n_models,
             "created": self.created,
-            "command": f"datamodels explore {self.source}",
-            "commands": [] if self.run is None else self.run.commands,
+            "command": self.command,
+            "commands": self.run.commands,
             "facts": [list(fact) for fact in self.facts],
             "attributions": [shown.about() for shown in self.attributions],
             "default": {

@@ -12,12 +12,12 @@ from datamodels.explorer.columns import Column, number
 from datamodels.explorer.content import Shown
 
 OF_FIT = {
-    "lam": "penalty that was chosen",
-    "val_r2": "R² on held-out models, of the chosen penalty",
-    "gap": "relative duality gap of the fit",
-    "slope": "slope of the calibration",
-    "effect_sd": "what the scores miss, per example, in output units",
-    "noise_sd": "standard deviation of the output between runs of one subset",
+    "lam": ("penalty", "penalty that was chosen"),
+    "val_r2": ("R² on held-out models", "of the chosen penalty"),
+    "gap": ("duality gap", "relative duality gap of the fit"),
+    "slope": ("slope of the calibration", "output units per unit of the scores"),
+    "effect_sd": ("effect that is missed", "what the scores miss, per example, in output units"),
+    "noise_sd": ("sd between runs", "standard deviation of the output between runs of one subset"),
 }
 
 
@@ -36,11 +36,11 @@ def target_facts(attributions: Sequence[Shown], outputs: Mapping[str, Any] | Non
         if shown.lds is not None:
             text = "rank correlation of predicted and true outputs over unseen models"
             out.append(number(f"LDS, {shown.name}", shown.lds["per_target"], text))
-        for name, text in OF_FIT.items():
-            values = shown.file.target_facts.get(name)
+        for key, (name, text) in OF_FIT.items():
+            values = shown.file.target_facts.get(key)
             if values is not None and values.ndim == 1:
                 out.append(number(f"{name}, {shown.name}", values, text))
-        out.append(number(f"n_nonzero, {shown.name}", shown.sums["n_nonzero"], "training examples with a weight"))
+        out.append(number(f"nonzero weights, {shown.name}", shown.sums["n_nonzero"], "training examples with a weight"))
     return out
 
 

@@ -1,13 +1,13 @@
-"""From a run's folder, or an attribution file, to its `Content`. What is expensive is computed once and kept."""
+"""From a run's folder, or attribution files, to its `Content`. What is expensive is computed once and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from datamodels import datasets
 from datamodels.datasets import Split
 from datamodels.errors import DatamodelsError, RequestError, first_line
 from datamodels.explorer import groups, measures
+from datamodels.explorer.assemble import Opened, Sources, opened, task_of
 from datamodels.explorer.cache import FOLDER, Cache
-from datamodels.explorer.columns import Column, column_of, number
+from datamodels.explorer.columns import Column, category, column_of, number
 from datamodels.explorer.content import Content, Shown, Side, column_named
 from datamodels.explorer.dataset_facts import LEARNED, OF_DATASET, SplitName, columns_from, describe, identity, is_code
 from datamodels.explorer.examples import Examples
@@ -29,9 +30,7 @@ from datamodels.explorer.results import results_beside
 from datamodels.explorer.run_facts import curve_of, curve_of_results, facts_of, models_of
 from datamodels.explorer.weights import TrainMajor, WeightsFile
 from datamodels.progress import Progress
-from datamodels.report.judging import Judgement, name_of
-from datamodels.run import FILE, Run
-from datamodels.spec import MASKS
+from datamodels.report.judging import Judgement
 from datamodels.store import Store
 
 if TYPE_CHECKING:
@@ -51,34 +50,47 @@ _NO_COLUMNS = (
 )
 _PAIRS = 3
 OF_FILE = "given in the file"
-_TASK = "datamodels.training.ensemble:TrainRecipe"
 
 
 def gather(
-    source: str | Path,
+    source: Sources,
     *,
+    stores: Sources = (),
+    test: str | Path | None = None,
+    recipe: str | Path | None = None,
+    group_by: str | None = None,
+    annotated: str | Path | None = None,
     cache: str | Path | None = None,
     trust: bool = False,
     judged: Judgement | None = None,
     n_clusters: int | None = None,
     progress: bool = True,
 ) -> Content:
-    """All that is shown of a run's folder or an attribution file.
+    """All that is shown of a run's folder or of attribution files.
 
     Parameters
     ----------
     source
-        A folder with ``run.json``, or an ``.h5ad`` file of an attribution.
+        A folder with ``run.json``, or ``.h5ad`` files of attributions of the same targets, the first of which is shown first: a path,
+        several, or name -> path.
+    stores, test, recipe
+        For files: stores that they were fitted on or are judged on, by default those that the files name; one that judges all of them;
+        and a YAML file with the dataset, and how models were trained. Code that the recipe names is imported.
+    group_by
+        A column of targets whose values are the subgroups; by default k-means finds them.
+    annotated
+        An ``.h5ad`` whose observations are the targets: `group_by` is then a column of its obs, by default the one that ``subgroups
+        --write-to`` has written. Rows are found by the names of targets, where these are known.
     cache
         Folder of what is computed once, for any number of sources; by default ``.explorer`` in the run's folder or beside the file.
     trust
-        Whether code that ``run.json`` names, as PKG.MODULE:FUNCTION of a dataset or of an architecture, may be imported
+        Whether code that ``run.json`` or a file names, as PKG.MODULE:FUNCTION of a dataset or of an architecture, may be imported
         and called.
     judged
-        Scores that are known already. By default a run's attributions are scored on the test stores that it names, and the curve
-        is that of its ``results.json``.
+        Scores that are known already. By default attributions are scored on their test stores, and the curve of a run is that of its
+        ``results.json``.
     n_clusters
-        Of subgroups; by default as many as hidden labels, else ten.
+        Of subgroups that k-means finds; by default as many as hidden labels, else ten.
     progress
         Whether to show progress on standard error.
 
@@ -87,44 +99,64 @@ def gather(
     RequestError
         when there is nothing to show.
     """
-    source = Path(source)
-    if source.is_dir():
-        made = _Gathering(source, source, Run.load(source), cache, trust, progress)
-    else:
-        made = _Gathering(source, source.parent, None, cache, trust, progress)
-    return made.content(Judgement() if judged is None else judged, n_clusters)
+    found = opened(source, stores=stores, test=test, recipe=recipe)
+    return gather_opened(
+        found,
+        group_by=group_by,
+        annotated=annotated,
+        cache=cache,
+        trust=trust,
+        judged=judged,
+        n_clusters=n_clusters,
+        progress=progress,
+    )
+
+
+def gather_opened(
+    found: Opened,
+    *,
+    group_by: str | None = None,
+    annotated: str | Path | None = None,
+    cache: str | Path | None = None,
+    trust: bool = False,
+    judged: Judgement | None = None,
+    n_clusters: int | None = None,
+    progress: bool = True,
+) -> Content:
+    """`gather` of what was opened."""
+    if n_clusters is not None and (group_by is not None or annotated is not None):
+        raise RequestError("a number of clusters is for k-means: leave it out where a column says the groups")
+    made = _Gathering(found, cache, trust or found.trusted, progress)
+    return made.content(Judgement() if judged is None else judged, n_clusters, group_by, annotated)
 
 
 class _Gathering:
     """The steps of `gather`, and what they share."""
 
-    def __init__(
-        self, source: Path, root: Path, run: Run | None, cache: str | Path | None, trust: bool, progress: bool
-    ) -> None:
-        self.source, self.root, self.run, self.trust, self.progress = source, root, run, trust, progress
+    def __init__(self, found: Opened, cache: str | Path | None, trust: bool, progress: bool) -> None:
+        self.opened, self.root, self.run, self.trust, self.progress = found, found.root, found.run, trust, progress
         self.facts: list[tuple[str, str]] = []
         files = self._files()
         self.cache = Cache(self._cache_folder(cache))
         self.default = next(iter(files))
         first = files[self.default]
         self.files = {name: file for name, file in files.items() if self._is_alike(name, file, first)}
-        self.embedded = run.view.embedding if run is not None and run.view.embedding in self.files else self.default
-        self.dataset = self._dataset_name()
+        self.embedded = self.run.view.embedding if self.run.view.embedding in self.files else self.default
+        self.dataset = self.run.dataset
         self.data = self._dataset()
         self.side = self._side_of_targets()
 
     def _cache_folder(self, given: str | Path | None) -> Path:
         """Of this source alone, since what it has not used is removed from it."""
-        if given is None:
-            return self.root / FOLDER if self.run is not None else self.root / FOLDER / self.source.name
-        place = self.source.resolve()
-        return Path(given) / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+        source, places = self.opened.source, [self.root / item.path for item in self.run.attributions.values()]
+        if given is None and (self.opened.told or len(places) == 1):
+            return self.root / FOLDER if self.opened.told else self.root / FOLDER / source.name
+        several = [source] if self.opened.told or len(places) == 1 else places
+        hashed = hashlib.sha256("\0".join(str(place.resolve()) for place in several).encode()).hexdigest()[:8]
+        return (self.root / FOLDER if given is None else Path(given)) / f"{source.resolve().name}-{hashed}"
 
     def _files(self) -> dict[str, WeightsFile]:
         """All attributions, that of the default view first."""
-        if self.run is None:
-            file = WeightsFile(self.source)
-            return {name_of(file.provenance, self.source): file}
         first = self.run.view.neighbours
         names = sorted(self.run.attributions, key=lambda name: name != first)
         places = {name: str(self.run.attributions[name].path) for name in names}
@@ -137,15 +169,6 @@ class _Gathering:
             return True
         self.facts.append((f"not shown: {name}", f"its targets are not those of {self.default}"))
         return False
-
-    def _dataset_name(self) -> str | None:
-        """The dataset of the run, or the one whose networks a file's scores are from."""
-        if self.run is not None:
-            return self.run.dataset
-        networks = self.files[self.default].provenance.get("networks")
-        task = networks.get("task") if isinstance(networks, Mapping) else None
-        name = task.get("dataset") if isinstance(task, Mapping) else None
-        return name if isinstance(name, str) else None
 
     def _dataset(self) -> dict[str, Any] | None:
         """What `describe` says of the dataset."""
@@ -180,21 +203,17 @@ class _Gathering:
 
     def _store(self) -> Store | None:
         """The store of the default attribution."""
-        if self.run is None:
+        name = self.run.attributions[self.default].store
+        if name is None:
             return None
         try:
-            store = Store.open(self.root / self.run.stores[self.run.attributions[self.default].store])
+            store = Store.open(self.run.place(self.root, name))
         except DatamodelsError:
             return None
         return store if self._key() in store.keys else None
 
     def _key(self) -> str:
-        usual = "margins" if self.files[self.default].train_columns is None else "train_margins"
-        return str(self._first_source().get("outputs_key", usual))
-
-    def _first_source(self) -> Mapping[str, Any]:
-        """What the default attribution says of the rows that it was fitted on."""
-        return next(iter(self.files[self.default].provenance.get("sources", [])), {})
+        return measures.keys_of(self.files[self.default])[1]
 
     @contextmanager
     def _bar(self, title: str, total: int, unit: str = "targets") -> Iterator[Callable[[int], None]]:
@@ -203,7 +222,9 @@ class _Gathering:
 
     # -- steps ------------------------------------------------------------------------------------------
 
-    def content(self, judged: Judgement, n_clusters: int | None) -> Content:
+    def content(
+        self, judged: Judgement, n_clusters: int | None, group_by: str | None, annotated: str | Path | None
+    ) -> Content:
         attributions = [self._shown(name, file, judged.scores.get(name)) for name, file in self.files.items()]
         examples = self._examples()
         outputs = self._outputs()
@@ -212,23 +233,36 @@ class _Gathering:
             "train": _apart(self._given("train"), train_facts(attributions)),
         }
         labels: dict[Side, str | None] = {side: self._label(columns[side]) for side in columns}
-        grouped = self._groups(attributions, columns["targets"], labels["targets"], examples["targets"], n_clusters)
+        given = None
+        if annotated is not None:
+            found = groups.column_of_file(
+                annotated, group_by, examples["targets"].names_given, len(examples["targets"])
+            )
+            columns["targets"] = _apart(columns["targets"], [found])
+            given = columns["targets"][-1]
+        elif group_by is not None:
+            given = groups.column_to_group_by(columns["targets"], group_by)
+            columns["targets"] = [given if one.name == given.name else one for one in columns["targets"]]
+        grouped = self._groups(
+            attributions, columns["targets"], labels["targets"], examples["targets"], n_clusters, given
+        )
         if grouped is not None:
-            clusters = groups.column_of_clusters(grouped["subgroups"]["clusters"], self.embedded)
-            columns["targets"] = _apart(columns["targets"], [clusters])
-            grouped["page"]["column"] = columns["targets"][-1].name
+            if given is None:
+                clusters = groups.column_of_clusters(grouped["subgroups"]["clusters"], self.embedded)
+                columns["targets"] = _apart(columns["targets"], [clusters])
+            grouped["page"]["column"] = columns["targets"][-1].name if given is None else given.name
+        columns["train"], together = self._together(columns["train"])
         columns["targets"] = _apart(columns["targets"], self._agreement(attributions))
         near = results_beside(self._neighbouring_files(), self.files)
         usual = 1.0
         if self.data is not None and self.dataset is not None:
             facts = identity(self.dataset)
             usual = self.cache.json("distance", facts, lambda: examples["train"].usual_distance())
-        created = datetime.fromtimestamp(self.source.stat().st_mtime, UTC).isoformat(timespec="seconds")
         content = Content(
-            source=self.source,
-            title=self.run.title if self.run else f"Datamodels of {self.source.name}",
-            created=self.run.created if self.run else created,
+            title=self.run.title,
+            created=self.run.created,
             version=self._version(),
+            command=shlex.join(self.opened.command),
             cache=self.cache,
             run=self.run,
             attributions=attributions,
@@ -238,19 +272,22 @@ class _Gathering:
             labels=labels,
             facts=[
                 *self.facts,
-                *facts_of(self.root, self.run, attributions),
+                *facts_of(self.opened, attributions),
                 *(fact for one in near.values() for fact in one.facts),
             ],
             outputs=outputs,
             output_name=self._key().removeprefix("train_").replace("_", " ").removesuffix("s"),
             groups=grouped and grouped["page"],
             subgroups=grouped and grouped["subgroups"],
-            n_models=models_of(self.root, self.run, attributions),
-            curve=curve_of(judged.to_dict()["curve"]) if judged.curve or not self.run else curve_of_results(self.root),
+            n_models=models_of(self.opened, attributions),
+            curve=curve_of(judged.to_dict()["curve"])
+            if judged.curve or not self.opened.told
+            else curve_of_results(self.root),
             beside=near,
             usual_distance=usual,
             task=self._task(),
             store=self._store(),
+            together=together,
         )
         _keep_drawn(content)
         self.cache.prune()
@@ -272,19 +309,19 @@ class _Gathering:
 
     def _lds(self, name: str, file: WeightsFile, score: LDS | None) -> dict[str, Any] | None:
         known = None if score is None else {key: np.asarray(value) for key, value in measures.scored([score]).items()}
-        test = None if self.run is None else self.run.attributions[name].test
-        if self.run is None or test is None:
+        test = self.run.attributions[name].test
+        if test is None or (known is not None and not self.opened.told):
             return known
-        folder = self.root / self.run.stores[test]
 
         def compute() -> dict[str, Any]:
             if known is not None:
                 return known
             with self._bar(f"LDS of {name}", file.n_targets) as tick:
-                return {key: np.asarray(value) for key, value in measures.lds_of(file, folder, tick).items()}
+                return {key: np.asarray(value) for key, value in measures.lds_of(file, store, tick).items()}
 
         try:
-            return self.cache.arrays("lds", [file.identity, Store.open(folder).fingerprint()], compute)
+            store = Store.open(self.run.place(self.root, test))
+            return self.cache.arrays("lds", [file.identity, store.fingerprint()], compute)
         except DatamodelsError as error:
             self.facts.append((f"LDS of {name}", f"unknown: {first_line(error)}"))
             return None
@@ -301,6 +338,9 @@ class _Gathering:
             given = facts.get("id", facts.get("ids", names))
             if given is None and found is not None and found["ids"] is not None:
                 given = np.array(found["ids"])[index]
+            if given is None and (store := self._store()) is not None:
+                known = store.ids(split)
+                given = known[index] if known is not None and index.max(initial=-1) < len(known) else None
             texts = facts.get("text")
             out[side] = Examples(
                 index,
@@ -326,8 +366,8 @@ class _Gathering:
         store = self._store()
         if store is None:
             return None
-        file, masks_key = self.files[self.default], str(self._first_source().get("masks_key", MASKS))
-        targets = file.targets
+        file = self.files[self.default]
+        targets, masks_key = file.targets, measures.keys_of(file)[0]
 
         def compute() -> dict[str, Any]:
             with self._bar("outputs", 2 * int(store.completed().sum()), "models") as tick:
@@ -383,29 +423,34 @@ class _Gathering:
         label_name: str | None,
         examples: Examples,
         n_clusters: int | None,
+        given: Column | None,
     ) -> dict[str, Any] | None:
-        """``subgroups``, what was found, and ``page``, how it is shown."""
+        """``subgroups``, what was found or `given`, and ``page``, how it is shown."""
         shown = next(one for one in attributions if one.name == self.embedded)
         label = column_named(columns, label_name)
         outside = [column for column in columns if column.description in (OF_FILE, OF_DATASET)]
         others = [c for c in columns if c.name in ("class", "group", "mean output", "sd of output") or c in outside]
-        others = [c for c in others if c is not label]
+        others = [c for c in others if c is not label and c is not given]
         hidden = (
             label if label is not None and label.description != LEARNED else None
         )  # clusters are not to be the classes
 
         def compute() -> dict[str, Any] | None:
-            found = groups.find(shown.embedding, hidden, n_clusters)
+            found = (
+                groups.find(shown.embedding, hidden, n_clusters) if given is None else groups.of(shown.embedding, given)
+            )
             if found is None:
                 return None
             found = groups.scored(found, hidden, examples.features())
-            page = groups.describe(shown.name, found, label, hidden, others, self.progress)
+            page = groups.describe(shown.name, found, label, hidden, others, self.progress, given)
             return {"subgroups": found.to_dict(), "page": page}
 
         hashed = hashlib.sha256(
-            b"".join(c.name.encode() + c.values.tobytes() for c in [*filter(None, [label]), *others])
+            b"".join(c.name.encode() + c.values.tobytes() for c in [*filter(None, [label, given]), *others])
         )
-        facts = [shown.name, shown.file.identity, hashed.hexdigest(), n_clusters]
+        facts: list[Any] = [shown.name, shown.file.identity, hashed.hexdigest(), n_clusters]
+        if given is not None:
+            facts += [given.name, given.description, given.categories]
         found: dict[str, Any] | None = self.cache.json("groups", facts, compute)
         return found
 
@@ -417,27 +462,36 @@ class _Gathering:
 
     def _task(self) -> Any:
         """The `TrainRecipe` of the default attribution's store, None when it cannot be had."""
-        if self.run is None or self.data is None or self.run.task != _TASK:
+        if self.data is None:
             return None
-        values = self.run.recipe.get(self.run.attributions[self.default].store)
-        if not isinstance(values, Mapping) or (":" in str(values.get("architecture", "")) and not self.trust):
-            return None
-        from datamodels.training.ensemble import TrainRecipe
         from datamodels.training.outputs import OUTPUTS
-        from datamodels.training.recipes import Recipe
 
-        if self._key().removeprefix("train_") not in OUTPUTS:
-            return None
         try:
-            return TrainRecipe(Recipe().with_parameters(values), str(self.run.dataset))
+            task = task_of(self.run, self.run.attributions[self.default].store)
         except RequestError:
             return None
+        if task is None or self._key().removeprefix("train_") not in OUTPUTS:
+            return None
+        return None if ":" in str(task.recipe.architecture) and not self.trust else task
+
+    def _together(self, columns: list[Column]) -> tuple[list[Column], str | None]:
+        """Columns of training examples, and the one of the groups that the store's design has in or out together: the dataset's where
+        it has one, else one more; None without such groups."""
+        store = self._store()
+        design = None if store is None else store.design
+        if design is None or design.groups is None:
+            return columns, None
+        codes = np.array(design.groups)
+        for column in columns:
+            if column.categories is not None and _are_alike(column.values, codes):
+                return columns, column.name
+        text = "examples that are in the training set together"
+        out = _apart(columns, [category("group", codes, [str(k) for k in range(codes.max() + 1)], text)])
+        return out, out[-1].name
 
     def _version(self) -> str:
         facts = [file.identity for file in self.files.values()]
-        text = json.dumps([facts, sorted(self.cache.used)])
-        if self.run is not None:
-            text += (self.root / FILE).read_text()
+        text = json.dumps([facts, sorted(self.cache.used)]) + self.run.model_dump_json()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -461,6 +515,12 @@ def _apart(given: list[Column], computed: list[Column]) -> list[Column]:
             column = replace(column, name=f"{column.name} (computed)")
         out[column.name] = column
     return list(out.values())
+
+
+def _are_alike(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    """Whether two columns of codes tell the same groups."""
+    sizes = {len(np.unique(codes, axis=-1).T) for codes in (first, second, np.stack([first, second]))}
+    return len(sizes) == 1
 
 
 def _groups_them(column: Column) -> bool:

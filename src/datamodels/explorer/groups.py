@@ -1,15 +1,18 @@
-"""Subgroups of targets: what they are made of, whether they are stable, and what else tells them apart."""
+"""Subgroups of targets, found or given: what they are made of, whether they are stable, and what else tells them apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.explorer.columns import Column, category
+from datamodels.errors import RequestError
+from datamodels.explorer.columns import Column, category, column_of
+from datamodels.explorer.weights import read_observations
 from datamodels.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,13 +44,20 @@ def find(embedding: NDArray[np.float64], hidden: Column | None, n_clusters: int 
     return Subgroups(cluster(embedding, "kmeans", k), embedding, "kmeans", setting=float(k))
 
 
+def of(embedding: NDArray[np.float64], given: Column) -> Subgroups:
+    """The groups that a column of categories tells; -1 where it tells none."""
+    from datamodels.applications.subgroups import Subgroups
+
+    return Subgroups(given.values.astype(np.int64), embedding, "given")
+
+
 def scored(found: Subgroups, hidden: Column | None, features: NDArray[Any] | None) -> Subgroups:
     """The same with its agreement with hidden labels, and with that of the same pipeline on raw features (n_targets, f)."""
     from datamodels.applications.clustering import cluster, embed
 
     if hidden is None:
         return found
-    known, k = hidden.values >= 0, found.setting
+    known, k = (hidden.values >= 0) & (found.clusters >= 0), found.setting
     scores: dict[str, Any] = _agreement(hidden.values[known], found.clusters[known], "")
     if features is not None and k is not None and _distinct(features) >= k:
         baseline = cluster(embed(features, found.embedding.shape[1]), "kmeans", k)
@@ -58,6 +68,78 @@ def scored(found: Subgroups, hidden: Column | None, features: NDArray[Any] | Non
 def _distinct(rows: NDArray[Any]) -> int:
     """Rows that differ by more than rounding."""
     return len(np.unique(rows.round(9), axis=0))
+
+
+def column_to_group_by(columns: Sequence[Column], name: str) -> Column:
+    """The column of this name, whole numbers as categories.
+
+    Raises
+    ------
+    RequestError
+        when there is none, or it is of other numbers.
+    """
+    able = [one for one in columns if one.categories is not None or _is_whole(one.values)]
+    found = next((one for one in able if one.name == name), None)
+    if found is None:
+        what = "has numbers, not groups" if any(one.name == name for one in columns) else "is none of the targets'"
+        raise RequestError(
+            f"the column {name!r} {what}; legal: {', '.join(one.name for one in able) or 'none, for no column tells groups'}"
+        )
+    if found.categories is not None:
+        return found
+    numbers, codes = np.unique(found.values, return_inverse=True)
+    return category(found.name, codes, [str(number) for number in numbers], found.description)
+
+
+def column_of_file(path: str | Path, name: str | None, ids: NDArray[Any] | None, n_targets: int) -> Column:
+    """A column of the observations of an AnnData file, as groups of targets.
+
+    Parameters
+    ----------
+    name
+        Of the column; by default the one that `datamodels.applications.subgroups.write_to` has written.
+    ids
+        Names of the targets, by which observations are found; None: they are the targets in their order.
+
+    Raises
+    ------
+    RequestError
+        when the file or the column cannot be read, or does not say the groups of all targets.
+    """
+    frame, names, written = read_observations(path)
+    if name is None:
+        keys = [key for key in written if key in frame]
+        if len(keys) != 1:
+            what = (
+                f"several columns of clusters, {', '.join(keys)}"
+                if keys
+                else "no clusters of `datamodels subgroups --write-to`"
+            )
+            raise RequestError(f"{str(path)!r} has {what}: name a column of its obs (--groups)")
+        name = keys[0]
+    size = len(next(iter(frame.values()), ()))
+    rows = np.arange(n_targets)
+    if ids is not None and names is not None:
+        place = {str(one): i for i, one in enumerate(names)}
+        lost = [str(one) for one in ids if str(one) not in place]
+        if lost or len(place) < len(names):
+            raise RequestError(
+                f"{str(path)!r} lacks {len(lost)} of {n_targets} targets (the first is {lost[0]!r})"
+                if lost
+                else f"{str(path)!r} has observations of one name more than once"
+            )
+        rows = np.array([place[str(one)] for one in ids])
+    elif size != n_targets:
+        raise RequestError(
+            f"{str(path)!r} has {size} observations; there are {n_targets} targets, whose names are not known: give --recipe, whose "
+            "dataset may know them"
+        )
+    told = f"in {Path(path).name}"
+    return column_to_group_by([column_of(key, values[rows], told) for key, values in frame.items()], name)
+
+
+def _is_whole(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "iu" and len(np.unique(values)) <= max(2, len(values) / 3)
 
 
 def column_of_clusters(clusters: Sequence[int], attribution: str) -> Column:
@@ -95,21 +177,25 @@ def describe(
     hidden: Column | None,
     others: Sequence[Column],
     progress: bool,
+    given: Column | None = None,
 ) -> dict[str, Any]:
     """The table of subgroups, JSON-ready.
 
     Parameters
     ----------
     found
-        What `find` found, scored.
+        What `find` found, or `of` made of a column, scored.
     label, hidden
         What composition is counted by, and what the clusters were scored against.
     others
         Columns that may tell a cluster from the rest without being its meaning: confounders.
+    given
+        The column. Its groups have its names, and no stability, for nobody knows here how they were found.
     """
     embedding, clusters = found.embedding, found.clusters
-    stable = stability(embedding, clusters, progress)
-    numbers = np.unique(clusters).tolist()
+    stable = stability(embedding, clusters, progress) if given is None else [float("nan")] * (clusters.max() + 1)
+    names = given.categories if given is not None else None
+    numbers = np.unique(clusters[clusters >= 0]).tolist()
     rows = []
     for number in numbers:
         members = np.flatnonzero(clusters == number)
@@ -117,7 +203,7 @@ def describe(
         near = np.argsort(((embedding[members] - centre) ** 2).sum(axis=1), kind="stable")[:_SHOWN]
         rows.append(
             {
-                "cluster": number,
+                "cluster": number if names is None else names[number],
                 "size": len(members),
                 "composition": [] if label is None else _counts(label, members),
                 "stability": stable[number] if np.isfinite(stable[number]) else None,
@@ -126,7 +212,8 @@ def describe(
             }
         )
     return {
-        "method": "k-means on principal components of the datamodels",
+        "method": "k-means on principal components of the datamodels" if given is None else "given",
+        "given": None if given is None else f"{given.name}, {given.description}",
         "attribution": attribution,
         "n_clusters": len(numbers),
         "label": None if hidden is None else hidden.name,

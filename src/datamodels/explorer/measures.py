@@ -6,13 +6,13 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.explorer.weights import WeightsFile, strongest
+from datamodels.regression.problem import OUTPUTS
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -69,13 +69,20 @@ def mislabel(
     return np.divide(-total, others, out=np.full(len(total), np.nan), where=others > 0)
 
 
-def lds_of(file: WeightsFile, test: Path, progress: Tick) -> dict[str, Any]:
-    """LDS on a store, ``per_target`` and overall. The bootstrap resamples targets within blocks."""
+def keys_of(file: WeightsFile) -> tuple[str, str]:
+    """Keys of masks and outputs in a store, as the fit has used them; margins of what its targets are by default."""
+    told: Mapping[str, Any] = next(iter(file.provenance.get("sources", [])), {})
+    usual = OUTPUTS if file.train_columns is None else f"train_{OUTPUTS}"
+    return str(told.get("masks_key") or MASKS), str(told.get("outputs_key") or usual)
+
+
+def lds_of(file: WeightsFile, test: Store, progress: Tick) -> dict[str, Any]:
+    """LDS on the rows of a store that the fit has not used, ``per_target`` and overall. The bootstrap resamples targets within blocks."""
     from datamodels.evaluation.lds import lds
 
-    found = []
+    found, (masks_key, outputs_key) = [], keys_of(file)
     for start, stop in file.blocks():
-        found.append(lds(file.part(start, stop), test))
+        found.append(lds(file.part(start, stop), test, masks_key=masks_key, outputs_key=outputs_key))
         progress(stop - start)
     return scored(found)
 

@@ -11,28 +11,27 @@ from typing import Any
 import numpy as np
 
 from datamodels.errors import DatamodelsError, first_line
+from datamodels.explorer.assemble import Opened
 from datamodels.explorer.content import Shown
 from datamodels.report.judging import RESULTS
-from datamodels.run import Run
 from datamodels.store import Store
 
 
-def facts_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> list[tuple[str, str]]:
+def facts_of(opened: Opened, attributions: Sequence[Shown]) -> list[tuple[str, str]]:
     """Recipes, stores and attributions, name and text."""
-    out: list[tuple[str, str]] = []
-    if run is not None:
-        out += [(f"recipe {name}", _listed(recipe)) for name, recipe in run.recipe.items()]
-        for name, place in run.stores.items():
-            try:
-                store = Store.open(root / place)
-            except DatamodelsError as error:
-                out.append((f"store {name}", first_line(error)))
-                continue
-            text = f"{int(store.completed().sum()):,} of {store.n_models:,} models"
-            if store.design is not None:
-                text += f", {store.design.kind}, alpha {store.design.alpha}, seed {store.design.seed}"
-                text += f", {store.design.replicates} runs per subset" if store.design.replicates > 1 else ""
-            out.append((f"store {name}", text))
+    run = opened.run
+    out = [(f"recipe {name}", _listed(recipe)) for name, recipe in run.recipe.items()]
+    for name in run.stores:
+        try:
+            store = Store.open(run.place(opened.root, name))
+        except DatamodelsError as error:
+            out.append((f"store {name}", first_line(error)))
+            continue
+        text = f"{int(store.completed().sum()):,} of {store.n_models:,} models"
+        if store.design is not None:
+            text += f", {store.design.kind}, alpha {store.design.alpha}, seed {store.design.seed}"
+            text += f", {store.design.replicates} runs per subset" if store.design.replicates > 1 else ""
+        out.append((f"store {name}", text))
     for shown in attributions:
         estimator = shown.file.provenance.get("estimator", {}).get("name", "unknown")
         gap = shown.file.target_facts.get("gap")
@@ -42,14 +41,14 @@ def facts_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> list
     return out + [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))] * bool(versions)
 
 
-def models_of(root: Path, run: Run | None, attributions: Sequence[Shown]) -> int | None:
-    """Complete models of the run's stores, or the rows that a file's fit has used; None where nobody knows."""
-    if run is None:
+def models_of(opened: Opened, attributions: Sequence[Shown]) -> int | None:
+    """Complete models of the stores of a run that was told, or the rows that the first file's fit has used; None where nobody knows."""
+    if not opened.told:
         return _rows_used(attributions[0]) or None
     total = 0
-    for place in run.stores.values():
+    for name in opened.run.stores:
         with contextlib.suppress(DatamodelsError):
-            total += int(Store.open(root / place).completed().sum())
+            total += int(Store.open(opened.run.place(opened.root, name)).completed().sum())
     return total or None
 
 
@@ -98,4 +97,6 @@ def _rows_used(shown: Shown) -> int:
 
 
 def _listed(values: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items()) if isinstance(values, Mapping) else str(values)
+    if not isinstance(values, Mapping):
+        return str(values)
+    return ", ".join(f"{k} ({_listed(v)})" if isinstance(v, Mapping) else f"{k} {v}" for k, v in values.items())

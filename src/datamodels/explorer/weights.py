@@ -152,6 +152,34 @@ class WeightsFile:
         )
 
 
+def read_observations(path: str | Path) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None, list[str]]:
+    """Of an AnnData file its columns of obs, the names of its observations unless they are their numbers, and the names under which
+    `datamodels.applications.subgroups.write_to` has put clusters. Only numbers and text are read.
+
+    Raises
+    ------
+    RequestError
+        when it is missing or no such file.
+    """
+    import h5py
+
+    if not Path(path).is_file():
+        raise RequestError(f"there is no file {str(path)!r}")
+    try:
+        with h5py.File(path, "r") as file:
+            columns, names = _frame(file["obs"], "target")
+            written = [
+                name
+                for name, item in file.get("uns", {}).items()
+                if hasattr(item, "items") and "params" in item and "n_clusters" in item
+            ]
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RequestError(f"{str(path)!r} is not a readable .h5ad file: {first_line(error)}") from None
+    if names is not None and np.array_equal(names.astype(str), np.arange(len(names)).astype(str)):
+        names = None
+    return columns, names, written
+
+
 class TrainMajor:
     """The same weights by training example, memory-mapped.
 

@@ -38,13 +38,15 @@ class Estimator(ABC):
     """Turns statistics into weights.
 
     ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
-    that did not see it; ``penalised`` whether penalty factors are taken. ``offset`` is applied by `datamodels.fit`, to outputs
-    before they come here: an estimator that still has one refuses to solve.
+    that did not see it; ``penalised`` whether penalty factors are taken; ``by_target`` whether solving for targets that share
+    their rows costs as much together as apart. ``offset`` is applied by `datamodels.fit`, to outputs before they come here: an
+    estimator that still has one refuses to solve.
     """
 
     name: ClassVar[str]
     out_of_mask: ClassVar[bool] = True
     penalised: ClassVar[bool] = False
+    by_target: ClassVar[bool] = False
     offset: Attribution | None = None
 
     def __new__(cls, *args: Any, **given: Any) -> Estimator:
@@ -105,6 +107,29 @@ class Estimator(ABC):
         given = {key: getattr(self, key, None) for key in _SCORES}
         return {key: one for key, one in given.items() if one is not None}
 
+    def of_targets(self, targets: slice) -> Estimator:
+        """The same for some targets: with their part of a prior."""
+        return replace(self, **{key: one[targets] for key, one in self.scores().items()})  # type: ignore[type-var]
+
+    def tolerance(self, n_train: int) -> float | None:
+        """The relative duality gap that solutions are to reach, for estimators that have one."""
+        return None
+
+    def warn_gaps(self, solution: Solution) -> None:
+        """Warn of targets that missed the tolerance."""
+        tol = self.tolerance(len(solution.weights))
+        if tol is None:
+            return
+        gap = solution.facts["gap"]
+        late = np.flatnonzero(gap > max(tol, 1e-12) * 1.01)
+        if len(late):
+            warnings.warn(
+                f"{len(late)} of {len(gap)} targets missed the tolerance {tol:g}; the largest relative gap is "
+                f"{gap.max():.2g}, at target {int(gap.argmax())} (see target_facts['gap'])",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+
     def _refuse_offset(self) -> None:
         if self.offset is not None:
             raise RequestError(
@@ -158,6 +183,7 @@ class _PathEstimator(_Selected):
     tol: Annotated[float, Field(gt=0)] | None = None
     prior: Attribution | None = field(default=None, repr=False)
     penalised: ClassVar[bool] = True
+    by_target: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -175,7 +201,7 @@ class _PathEstimator(_Selected):
         progress: Callable[[int], None] | None = None,
     ) -> Solution:
         def once(factors: NDArray[np.float64] | None) -> Solution:
-            return self._solution(fit_path(data, penalty=factors, progress=progress, **self._settings()), data.n_train)
+            return self._solution(fit_path(data, penalty=factors, progress=progress, **self._settings()))
 
         return self._chosen(once, penalty, data.n_train, data.n_targets)
 
@@ -213,7 +239,7 @@ class _PathEstimator(_Selected):
             found = fit_path_from_rows(
                 rows, self.splits, own_rows=own_rows, penalty=factors, progress=progress, **self._settings()
             )
-            return self._solution(found, problem.n_train)
+            return self._solution(found)
 
         return self._chosen(once, penalty, problem.n_train, problem.n_targets)
 
@@ -226,8 +252,7 @@ class _PathEstimator(_Selected):
             "intercept": self.intercept,
         }
 
-    def _solution(self, found: PathFit, n_train: int) -> Solution:
-        _warn_gaps(found, default_tolerance(n_train) if self.tol is None else self.tol)
+    def _solution(self, found: PathFit) -> Solution:
         facts = {
             "lam": found.lam,
             "n_nonzero": found.n_nonzero,
@@ -238,7 +263,12 @@ class _PathEstimator(_Selected):
             "path_val_error": found.errors,
             "path_n_nonzero": found.path_n_nonzero,
         }
-        return Solution(found.weights, found.bias, facts)
+        solution = Solution(found.weights, found.bias, facts)
+        self.warn_gaps(solution)
+        return solution
+
+    def tolerance(self, n_train: int) -> float:
+        return default_tolerance(n_train) if self.tol is None else self.tol
 
 
 @validated(frozen=True, config=_CONFIG)
@@ -456,14 +486,3 @@ def from_description(description: Mapping[str, Any]) -> Estimator:
     if description.get("name") not in ESTIMATORS:
         raise RequestError(f"estimator {description.get('name')!r} is unknown; legal: {', '.join(ESTIMATORS)}")
     return ESTIMATORS[description["name"]](**options)
-
-
-def _warn_gaps(result: PathFit, tol: float) -> None:
-    late = np.flatnonzero(result.gap > max(tol, 1e-12) * 1.01)
-    if len(late):
-        warnings.warn(
-            f"{len(late)} of {len(result.gap)} targets missed the tolerance {tol:g}; the largest relative gap is "
-            f"{result.gap.max():.2g}, at target {int(result.gap.argmax())} (see target_facts['gap'])",
-            ConvergenceWarning,
-            stacklevel=4,
-        )

@@ -103,11 +103,7 @@ def ridge_out_of_mask(
             parts += spread(lambda share, batch=batch: _fit_batch(batch.take(share), masks, how), shares)  # type: ignore[misc]
             if progress:
                 progress(count)
-    return Solution(
-        np.concatenate([part.weights for part in parts], axis=1),
-        np.concatenate([part.bias for part in parts]),
-        {name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
-    )
+    return Solution.joined(parts)
 
 
 def _check_counts(problem: Problem, masks: Masks) -> None:

@@ -23,7 +23,7 @@ from datamodels.threads import spread
 _MAX_SWEEPS = 2_000
 _MAX_PATH_SWEEPS = 100_000  # where every solution is certified, and none is finished exactly
 _FINISH_ROUNDS = 50
-_BATCH = 64
+BATCH = 64
 _PATH_TOL = 1e-4
 # The validation error has turned when λ is below this share of its best value, and the error has risen by
 # so many of its standard errors: those of a difference between two predictions of the same rows.
@@ -298,4 +298,4 @@ def _finished(counts: Counts, fits: Fits, target: Target, rules: Rules, found: F
 
 def _batches(count: int) -> list[slice]:
     """Small groups of targets, so that progress shows and an interrupt is heard."""
-    return [slice(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
+    return [slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]

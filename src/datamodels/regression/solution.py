@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,3 +20,12 @@ class Solution:
     weights: NDArray[np.floating]
     bias: NDArray[np.float64]
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Solution]) -> Solution:
+        """From solutions of some targets each, in their order."""
+        return cls(
+            np.concatenate([part.weights for part in parts], axis=1),
+            np.concatenate([part.bias for part in parts]),
+            {name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
+        )

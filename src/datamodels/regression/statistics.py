@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 _FLOAT64_UP_TO = 2048  # standardised Gram matrices of so many examples are float64, larger ones float32
 _FLOAT64_PRODUCTS_UP_TO = 2048  # and so are products with outputs
 _BUFFER_BYTES = 16 << 20
+_COPIED_BYTES = 1 << 30
 
 
 @dataclass(eq=False)
@@ -106,10 +107,27 @@ class Statistics:
 
     def add_counts(self, columns: NDArray[np.uint64]) -> None:
         """Add the part of ``gram`` of rows whose sums were added already, as `bits.pack_columns` packs them."""
+        self._widen()
+        add_products(columns, self.gram)
+
+    def add_part(self, part: Statistics) -> None:
+        """Add the rows of statistics with the same shift, in place."""
+        self.count += part.count
+        for name in ("sum_x", "sum_y", "yty", "xty"):
+            getattr(self, name).__iadd__(getattr(part, name))
+        self._widen()
+        np.add(self.gram, part.gram, out=self.gram, casting="unsafe")  # its counts fit, whatever their type
+
+    def _widen(self) -> None:
+        """Make ``gram`` hold the largest count."""
         dtype = count_dtype(self.sum_x.max(initial=0.0))
         if np.iinfo(self.gram.dtype).max < np.iinfo(dtype).max:
             self.gram = self.gram.astype(dtype)
-        add_products(columns, self.gram)
+
+    def of_targets(self, targets: slice) -> Statistics:
+        """The same rows for some targets; nothing is copied."""
+        names = ("shift", "sum_y", "yty")
+        return replace(self, xty=self.xty[:, targets], **{name: getattr(self, name)[targets] for name in names})
 
     def rebased(self, shift: NDArray[np.float64]) -> Statistics:
         """The same rows with products relative to another shift."""
@@ -263,10 +281,8 @@ class SplitStatistics:
         position = 0
         for x, y in ahead(problem.chunks()):
             if not parts:
-                shift = near_mean(y) if shift is None else shift
-                shape = (len(splits) + 1, problem.n_train, problem.n_train)
-                counts = np.zeros(shape, dtype=expected_dtype(x, problem.n_rows))
-                parts = [Accumulator(Statistics.empty(problem.n_train, shift, gram)) for gram in counts]
+                empty = cls.empty(problem, len(splits), x, near_mean(y) if shift is None else shift)
+                parts = [Accumulator(part) for part in empty]
             numbers = part_of[position : position + len(x)]
             for number in np.unique(numbers):
                 chosen = numbers == number
@@ -275,6 +291,14 @@ class SplitStatistics:
             if progress:
                 progress(len(x))
         return cls.join([part.finish() for part in parts])
+
+    @staticmethod
+    def empty(problem: Problem, splits: int, x: NDArray[np.bool_], shift: NDArray[np.float64]) -> list[Statistics]:
+        """Statistics of no rows for the rest and each split, whose Gram matrices are one block, given the first masks x
+        (k, n_train)."""
+        n = problem.n_train
+        counts = np.zeros((splits + 1, n, n), dtype=expected_dtype(x, problem.n_rows))
+        return [Statistics.empty(n, shift, gram) for gram in counts]
 
     @classmethod
     def join(cls, parts: Sequence[Statistics]) -> SplitStatistics:
@@ -302,10 +326,30 @@ class SplitStatistics:
     def count(self) -> int:
         return self.rest.count + sum(part.count for part in self.held_out)
 
+    @property
+    def parts(self) -> tuple[Statistics, ...]:
+        """The rest and each split."""
+        return self.rest, *self.held_out
+
+    def of_targets(self, targets: slice) -> SplitStatistics:
+        """The same rows for some targets; nothing is copied."""
+        parts = [part.of_targets(targets) for part in self.parts]
+        return SplitStatistics(parts[0], tuple(parts[1:]), self.counts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: the matrices once."""
+        return _put_together, (self.counts, [replace(part, gram=self.counts[0, :0]) for part in self.parts])
+
     def __add__(self, other: SplitStatistics) -> SplitStatistics:
         """More rows, split the same way."""
-        pairs = zip((self.rest, *self.held_out), (other.rest, *other.held_out), strict=True)
-        return SplitStatistics.join([a + b for a, b in pairs])
+        return SplitStatistics.join([a + b for a, b in zip(self.parts, other.parts, strict=True)])
+
+
+def _put_together(counts: NDArray[Any], bare: list[Statistics]) -> SplitStatistics:
+    """Read-only matrices are of another type to compiled functions, so small ones are copied rather than compiled for."""
+    counts = counts.copy() if counts.nbytes <= _COPIED_BYTES else counts
+    parts = [replace(part, gram=gram) for part, gram in zip(bare, counts, strict=True)]
+    return SplitStatistics(parts[0], tuple(parts[1:]), counts)
 
 
 def _is_block(base: Any, parts: Sequence[Statistics]) -> bool:

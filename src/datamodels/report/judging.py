@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamodels.attribution import Attribution
+from datamodels.errors import RequestError, first_line
 from datamodels.files import replacing
+from datamodels.regression.calibration import output_key
 from datamodels.run import Run
+from datamodels.store import Store
 
 if TYPE_CHECKING:
     from datamodels.evaluation.curve import Curve
@@ -46,20 +49,25 @@ class Judgement:
 
 
 def judge_run(folder: str | Path, *, progress: bool = True) -> Judgement:
-    """Score every attribution of a run that names a test store, and draw the curve of the one that is shown first."""
-    from datamodels.evaluation.lds import lds
-
+    """Score every attribution of a run that names a test store, on rows that its fit has not used, and draw the curve of the one that is
+    shown first where its test store is another than that of the fit."""
     folder = Path(folder)
     run = Run.load(folder)
     judged = {name: item for name, item in run.attributions.items() if item.test is not None}
     attributions = {name: Attribution.load(folder / item.path) for name, item in judged.items()}
-    scores = {name: lds(attributions[name], folder / run.stores[str(item.test)]) for name, item in judged.items()}
+    scores = {}
+    for name, item in judged.items():
+        try:
+            scores[name] = judge(attributions[name], [run.place(folder, str(item.test))])
+        except RequestError as error:
+            raise RequestError(f"{name!r} cannot be judged on the store {item.test!r}: {first_line(error)}") from None
     name = run.view.neighbours
-    if name not in judged:
+    if name not in judged or judged[name].store is None:
         return Judgement(scores)
-    item = judged[name]
-    stores = (folder / run.stores[item.store], folder / run.stores[str(item.test)])
-    return Judgement(scores, _growth(attributions[name], *stores, progress))
+    store, test = (Store.open(run.place(folder, str(key))) for key in (judged[name].store, judged[name].test))
+    if store.identity == test.identity:  # the curve needs a test store of its own
+        return Judgement(scores)
+    return Judgement(scores, _growth(attributions[name], store, test, progress))
 
 
 def name_of(provenance: Mapping[str, Any], path: Path) -> str:
@@ -67,21 +75,18 @@ def name_of(provenance: Mapping[str, Any], path: Path) -> str:
     return str(provenance.get("estimator", {}).get("name", path.stem))
 
 
-def judge_file(
-    path: str | Path,
+def judge(
+    attribution: Attribution,
     stores: Sequence[str | Path],
     *,
     masks_key: str | None = None,
     outputs_key: str | None = None,
-) -> Judgement:
-    """Score the attribution of a file on the rows of stores that its fit has not used; without stores there is nothing to score."""
-    if not stores:
-        return Judgement()
+) -> LDS:
+    """The score of an attribution on the rows of stores that its fit has not used; the outputs are those of the fit by default, and the
+    margins of what the targets are where nothing was fitted."""
     from datamodels.evaluation.lds import lds
 
-    attribution = Attribution.load(path)
-    found = lds(attribution, list(stores), masks_key=masks_key, outputs_key=outputs_key)
-    return Judgement({name_of(attribution.provenance, Path(path)): found})
+    return lds(attribution, list(stores), masks_key=masks_key, outputs_key=outputs_key or output_key(attribution))
 
 
 def save_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -90,7 +95,7 @@ def save_results(folder: Path, results: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
-def _growth(attribution: Attribution, store: Path, test: Path, progress: bool) -> Curve:
+def _growth(attribution: Attribution, store: Store, test: Store, progress: bool) -> Curve:
     """The curve of the estimator, rows and targets of an attribution."""
     from datamodels.evaluation.curve import curve
     from datamodels.regression.estimators import from_description

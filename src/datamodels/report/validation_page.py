@@ -20,6 +20,7 @@ _MARKERS = 8
 _SHAPES = "osD"  # with ten colours each, 30 looks
 _NOISE = "#bbbbbb"
 _TICKS = 15  # names of clusters beside each other
+_AS_WRITTEN: dict[str, Any] = {"fontsize": 7, "parse_math": False}  # names of classes and columns, which may hold $
 _BARS = 16  # pairs of subgroups with intervals; more are a table of colours
 
 
@@ -46,6 +47,7 @@ def render(validation: Validation, *, title: str = "Are these subgroups real?") 
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
         f'initial-scale=1"><title>{escape(title)}</title><link rel="icon" href="data:,"><style>{style}img{{max-width:100%}}</style>'
         f"</head><body><main><h1>{escape(title)}</h1><p class=verdict>{escape(validation.summary())}</p>"
+        f"{f'<p>{escape(validation.warning())}</p>' if validation.warning() else ''}"
         f"<section><h2>The checks</h2><div class=scroll><table><tbody>{rows}</table></div></section>"
         f"<section><h2>The numbers</h2><img alt='figures of the checks' src='{source}'></section>"
         f"{_markers(validation)}</main></body></html>"
@@ -127,7 +129,7 @@ def _draw_confounders(axes: Any, validation: Validation) -> None:
     rows = list(validation.confounders.columns)[::-1]
     colours = [_COLOURS["does not hold" if one.confounds(validation.level) else "holds"] for one in rows]
     axes.barh(np.arange(len(rows)), [one.effect for one in rows], color=colours)
-    axes.set_yticks(np.arange(len(rows)), [f"{one.column} ({one.measure})" for one in rows], fontsize=7)
+    axes.set_yticks(np.arange(len(rows)), [f"{one.column} ({one.measure})" for one in rows], **_AS_WRITTEN)
     axes.set(title="known columns", xlabel="effect size", xlim=(0, 1))
 
 
@@ -144,7 +146,7 @@ def _draw_transfer(axes: Any, validation: Validation) -> None:
     axes.errorbar(drops[:, 0], at, xerr=np.abs(drops[:, 1:] - drops[:, :1]).T, fmt="o", color="#1f6fb2")
     axes.axvline(0, color="#888888", linewidth=0.7)
     names = [f"{found.class_names[pair.label]}: {pair.source} → {pair.to}" for pair in found.pairs]
-    axes.set_yticks(at, names, fontsize=7)
+    axes.set_yticks(at, names, **_AS_WRITTEN)
     axes.set_xlabel("accuracy lost")
 
 
@@ -163,8 +165,9 @@ def _draw_pairs(axes: Any, found: Transfer) -> None:
     several = len({label for label, _ in groups}) > 1
     names = [f"{found.class_names[label]}: {one}" if several else str(one) for label, one in groups]
     step = -(-len(names) // _TICKS)
-    axes.set_yticks(np.arange(len(names))[::step], names[::step], fontsize=6)
-    axes.set_xticks(np.arange(len(names))[::step], names[::step], fontsize=6, rotation=90 if several else 0)
+    how = {**_AS_WRITTEN, "fontsize": 6}
+    axes.set_yticks(np.arange(len(names))[::step], names[::step], **how)
+    axes.set_xticks(np.arange(len(names))[::step], names[::step], **how, rotation=90 if several else 0)
     axes.set(xlabel="tested on", ylabel="trained on")
 
 

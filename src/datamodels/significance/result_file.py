@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution, read_h5ad
-from datamodels.errors import RequestError, first_line, newer_format
+from datamodels.errors import DatamodelsError, RequestError, first_line, newer_format
 from datamodels.files import replacing
 
 if TYPE_CHECKING:
@@ -73,7 +73,12 @@ def read(path: str | Path, kind: str, version: int) -> tuple[Attribution, dict[s
     if key not in data.uns:
         held = [name.removeprefix(f"{_TABLE}_") for name in data.uns if name.startswith(_TABLE)]
         raise RequestError(f"{str(path)!r} is no file of {kind} (it holds {', '.join(held) or 'something else'})")
-    return _unpack(data, key, kind, version)
+    try:
+        return _unpack(data, key, kind, version)
+    except DatamodelsError:
+        raise
+    except Exception as error:  # what was edited or damaged may raise anything
+        raise RequestError(f"{str(path)!r} is damaged: {first_line(error)}") from None
 
 
 def _unpack(

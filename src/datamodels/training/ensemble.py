@@ -254,7 +254,7 @@ class TrainRecipe:
         for name in ("outputs", "splits"):
             if name in values:
                 given = values[name]
-                values[name] = tuple(given) if isinstance(given, list) else (given,)
+                values[name] = tuple(map(str, given if isinstance(given, list) else [given]))
         return cls(**values)
 
     @property

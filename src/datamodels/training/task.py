@@ -201,7 +201,9 @@ class TaskRunner:
 
     def _run_rows(self, store: Store, rows: Sequence[int]) -> Iterator[RowOutcome]:
         """One row after the other; results are written a few at a time, or as many as the store has in a block."""
-        most, every = (_WRITE_ROWS, _WRITE_EVERY) if store.block_rows is None else (store.block_rows, _WRITE_BLOCK_EVERY)
+        most, every = (
+            (_WRITE_ROWS, _WRITE_EVERY) if store.block_rows is None else (store.block_rows, _WRITE_BLOCK_EVERY)
+        )
         waiting: list[tuple[int, dict[str, Any], float]] = []
         written = time.monotonic()
         for row in rows:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.datasets import Split
 from datamodels.errors import RequestError
+from datamodels.executors.pool import MakePool
 from datamodels.files import replacing
 from datamodels.progress import Progress
 from datamodels.training.ensemble import SplitName, TrainedModels, TrainRecipe, train_models
@@ -68,6 +69,7 @@ def trak_of_recipe(
     ridge: float | Literal["auto"] = "auto",
     params: Sequence[str] | None = None,
     seed: int = 0,
+    executor: str | MakePool = "local",
     progress: bool = True,
 ) -> TrakRun:
     """Train networks of a recipe, and score all training examples for the examples of a split.
@@ -86,6 +88,8 @@ def trak_of_recipe(
         As in `trak_of`.
     seed
         Of the networks and of the projection.
+    executor
+        Of `TRAK.featurize`; networks are trained here.
 
     Returns
     -------
@@ -100,6 +104,11 @@ def trak_of_recipe(
     if targets not in get_args(SplitName):
         raise RequestError(f"targets are {targets!r}; legal: {', '.join(get_args(SplitName))}")
     folder, networks = Path(folder), _fingerprint(task, alpha, seed)
+    if not len(getattr(task.data, targets)):
+        raise RequestError(
+            f"{task.data.name} has no {targets} examples to score: give targets 'train' (--targets train), so that each training example "
+            "is a target"
+        )
     chosen = None if params is None else list(params)
     gradients = _hash(networks, projection, dim, chosen)
     trak = _trak(task, folder / "features" / gradients, projection, dim, ridge, chosen, seed)
@@ -107,7 +116,7 @@ def trak_of_recipe(
     known = folder / "scores" / f"{_hash(gradients, checkpoints, ridge, targets)}.h5ad"
     if known.exists():
         return TrakRun(Attribution.load(known), trained)
-    trak.featurize(_batches(task.data.train), trained.files, progress=progress)
+    trak.featurize(_batches(task.data.train), trained.files, executor=executor, progress=progress)
     found = score_split(trak, getattr(task.data, targets), train=targets == "train")
     origin = {"task": task.to_dict(), "alpha": alpha, "seed": seed, "fingerprint": networks}
     found = replace(
@@ -300,8 +309,9 @@ def _fingerprint(task: TrainRecipe, alpha: float, seed: int) -> str:
     """A hash of all that networks depend on besides their number."""
     if task.prepare is not None:
         raise RequestError(
-            "gradients of networks whose features their own subset prepares cannot be compared: leave out prepare, and scale the "
-            "features of the dataset"
+            "gradients of networks whose features their own subset prepares cannot be compared. To go on, give a copy of the recipe "
+            "without prepare: standardise: true in its recipe scales features by all training examples; selection and imputation go "
+            "into the file of the dataset, without looking at labels"
         )
     if not isinstance(alpha, float | int) or not 0 < alpha <= 1:
         raise RequestError(

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
+from datamodels.executors.pool import MakePool, pool_of
 from datamodels.files import replacing
 from datamodels.progress import Progress
 from datamodels.trak import batches
@@ -27,6 +29,7 @@ from datamodels.trak.features import Features
 from datamodels.trak.gradients import Gradients
 from datamodels.trak.outputs import State, resolve
 from datamodels.trak.projections import projection_of
+from datamodels.trak.ranges import Range, ranges_of
 from datamodels.trak.scores import (
     AUTO_RIDGE,
     Kernel,
@@ -137,6 +140,7 @@ class TRAK:
         checkpoints: Sequence[Checkpoint],
         *,
         rows: tuple[int, int] | None = None,
+        executor: str | MakePool = "local",
         progress: bool = False,
     ) -> None:
         """Compute the features of the train examples under every checkpoint; rows that are on disk are left alone.
@@ -150,6 +154,9 @@ class TRAK:
             State dicts that nothing changes any more, or files of them; no two the same.
         rows
             Only the train examples start..stop-1: for processes that share the work, and the folder.
+        executor
+            ``local``: this process. ``"ray"`` or its settings, `datamodels.executors.Ray`: ranges of examples on a cluster
+            whose nodes all see the folder ``out``; checkpoints, model and loader are sent there.
         progress
             Whether to show a bar over all checkpoints, with rate and time left.
 
@@ -170,7 +177,8 @@ class TRAK:
         self._features, self._kernels = [], {}
         n, data = batches.identity(train_loader)
         start, stop = _range(rows, n)
-        self._checkpoints, self._train = list(checkpoints), train_loader
+        self._train = train_loader
+        self._checkpoints = [Path(one).resolve() if isinstance(one, str | Path) else one for one in checkpoints]
         hashes = [hash_of(read_state(self.model, checkpoint)) for checkpoint in self._checkpoints]
         refuse_equal(hashes)
         self._manifests = [self._manifest(one, data) for one in hashes]
@@ -178,11 +186,25 @@ class TRAK:
         missing = np.stack([~one.done() for one in features])
         missing[:, :start] = missing[:, stop:] = False
         total = len(features) * (stop - start)
-        with Progress("train gradients", total, "examples", show=progress, done=total - int(missing.sum())) as bar:
-            for c, (one, some) in enumerate(zip(features, missing, strict=True)):
-                if some.any():
-                    self._fill_one(c, one, train_loader, some, (start, stop), bar)
+        with (
+            pool_of(executor) as pool,
+            Progress("train gradients", total, "examples", show=progress, done=total - int(missing.sum())) as bar,
+        ):
+            if pool.shared and self._temporary:
+                raise RequestError(
+                    "features of a temporary folder stay on this machine: give out=..., a folder all nodes see"
+                )
+            ranges = ranges_of(missing, pool.slots)
+            there = [Features(one.path.resolve(), one.n, one.dim) for one in features]
+            work = partial(self._fill, there, missing, None if pool.shared else bar.advance)
+            for one, _ in zip(ranges, pool.map(work, ranges), strict=True):
+                if pool.shared:
+                    bar.advance(one.missing)
         self._features = features
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that compute features."""
+        return {**self.__dict__, "_kernels": {}}
 
     def score(
         self, target_loader: Iterable[Any], *, out: str | Path | None = None, progress: bool = False
@@ -347,7 +369,7 @@ class TRAK:
                 for c in range(len(self._features)):
                     target = Features.open_or_create(Path(folder) / str(c), t, self.projection.dim, {})
                     change = query(c)
-                    self._fill_one(c, target, target_loader, everything, (0, t), bar)
+                    self._fill_one(c, target, target_loader, everything, (0, t), bar.advance)
                     change(target)
                     del change  # with its kernel, before the next is made
                     queries.append(target.rows())
@@ -416,6 +438,15 @@ class TRAK:
         shutil.rmtree(path)
         return Features.open_or_create(path, *given)
 
+    def _fill(
+        self, features: list[Features], missing: NDArray[np.bool_], advance: Callable[[int], None] | None, part: Range
+    ) -> None:
+        """The missing examples (checkpoints, n) of a range."""
+        c, rows = part.checkpoint, (part.start, part.stop)
+        some = np.zeros_like(missing[c])
+        some[slice(*rows)] = missing[c, slice(*rows)]
+        self._fill_one(c, features[c], self._train, some, rows, advance)
+
     def _fill_one(
         self,
         c: int,
@@ -423,7 +454,7 @@ class TRAK:
         loader: Iterable[Any],
         missing: NDArray[np.bool_],
         rows: tuple[int, int],
-        bar: Progress,
+        advance: Callable[[int], None] | None,
     ) -> None:
         """Batches that have missing rows, under checkpoint c."""
         params, buffers = read_state(self.model, self._checkpoints[c])
@@ -443,7 +474,8 @@ class TRAK:
                         found, weights = self._project(batches.on(given, device), params, buffers)
                         a, b = max(first, rows[0]), min(last, rows[1])
                         write(a, found[a - first : b - first], weights[a - first : b - first])
-                        bar.advance(int(missing[a:b].sum()))
+                        if advance:
+                            advance(int(missing[a:b].sum()))
 
     def _project(self, batch: Any, params: State, buffers: State) -> tuple[Any, Any]:
         """Features (B, dim) and Q (B,) of a batch."""

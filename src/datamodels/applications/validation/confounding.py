@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.design import label_codes
+from datamodels.datasets.samples import plain
 from datamodels.errors import RequestError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CRAMER, ETA = (0.1, 0.3, 0.5), (0.01, 0.06, 0.14)  # Cohen 1988: from here weak, moderate, strong
 _WORDS = ("negligible", "weak", "moderate", "strong")
 _DRAWS = 1999
 _SPARSE = 5  # expected counts below this make chi-square tables wrong
+_FEW = 10  # different whole numbers that are taken for codes
+_LEVEL = 0.05
 
 
 class Confounder(NamedTuple):
@@ -36,6 +41,8 @@ class Confounder(NamedTuple):
         p after Benjamini and Hochberg, over columns.
     n
         Targets with a value, outside of the noise cluster.
+    tests
+        2 where whole numbers were tested as categories and as numbers; p is then doubled.
     """
 
     column: str
@@ -44,6 +51,7 @@ class Confounder(NamedTuple):
     p: float
     q: float
     n: int
+    tests: int = 1
 
     @property
     def measure(self) -> str:
@@ -54,12 +62,15 @@ class Confounder(NamedTuple):
         """``negligible``, ``weak``, ``moderate`` or ``strong``: V from .1, .3, .5 and η² from .01, .06, .14 (Cohen 1988)."""
         return _WORDS[int(np.searchsorted(CRAMER if self.kind == "categories" else ETA, self.effect, side="right"))]
 
-    def confounds(self, level: float = 0.05) -> bool:
+    def confounds(self, level: float = _LEVEL) -> bool:
         """Whether the association is sure (q at most `level`) and moderate or strong."""
         return self.q <= level and self.size in _WORDS[2:]
 
     def words(self) -> str:
-        return f"{self.column}: {self.size} association ({self.measure} = {self.effect:.2f}, q = {self.q:.2g}, {self.n} targets)"
+        taken = (
+            "" if self.tests == 1 else f", the numbers taken for {'codes' if self.kind == 'categories' else 'amounts'}"
+        )
+        return f"{self.column}: {self.size} association ({self.measure} = {self.effect:.2f}, q = {self.q:.2g}, {self.n} targets{taken})"
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Confounders:
 
     columns: tuple[Confounder, ...]
 
-    def named(self, level: float = 0.05) -> list[Confounder]:
+    def named(self, level: float = _LEVEL) -> list[Confounder]:
         """Those that confound."""
         return [one for one in self.columns if one.confounds(level)]
 
@@ -87,36 +98,47 @@ def confounding(clusters: ArrayLike, columns: Mapping[str, ArrayLike], *, seed: 
     clusters
         (n_targets,) numbers; -1 (noise) is left out.
     columns
-        Name -> (n_targets,) values, also a data frame. Text, truth values and pandas categories are categories; so are integers
-        of at most 10 distinct values. Other numbers are numbers. Missing values (NaN, None) are left out.
+        Name -> (n_targets,) values, also a data frame. Text, truth values and pandas categories are categories; so are whole numbers,
+        whatever their dtype, of at most 10 distinct values. Whole numbers of more values that repeat (half as many values as
+        targets, or fewer) may be codes (donors, dates) or amounts (age): both are tested, and reported is the stronger one, by its
+        `Confounder.size`, of those with p at most .025, else that of smaller p; p is doubled (Bonferroni). All other numbers are numbers, dates are whole
+        numbers. Missing values (NaN, None, NA) are left out.
     seed
         Of permutations.
 
     Raises
     ------
     RequestError
-        when lengths differ, a value is infinite, or there are not two clusters.
+        when lengths differ, a column mixes kinds of values or holds an infinite one, or there are not two clusters.
     """
-    numbers = np.asarray(clusters)
-    if numbers.ndim != 1 or len(np.unique(numbers[numbers >= 0])) < 2:
+    import pandas as pd
+
+    numbers = as_clusters(clusters)
+    if len(np.unique(numbers[numbers >= 0])) < 2:
         raise RequestError("clusters must be numbers (n_targets,) with two clusters or more")
     if not len(columns):
         raise RequestError("columns are empty; give name -> values, such as the obs of the AnnData")
     found = []
     for name in columns:
-        values = np.asarray(columns[name])
-        if values.shape != numbers.shape:
-            raise RequestError(f"column {name!r} has shape {values.shape}; clusters have {numbers.shape}")
-        if values.dtype.kind == "f" and np.isinf(values).any():
-            raise RequestError(
-                f"column {str(name)!r} holds inf {int(np.isinf(values).sum())} times, which has no mean; give finite numbers, or NaN "
-                "for values to leave out"
-            )
-        kept = (numbers >= 0) & ~_missing(values)
-        found.append((str(name), *_associate(numbers[kept], values[kept], seed), int(kept.sum())))
-    q = adjusted(np.array([p for _, _, _, p, _ in found]))
-    rows = [Confounder(name, kind, effect, p, float(q[i]), n) for i, (name, kind, effect, p, n) in enumerate(found)]
+        if np.shape(columns[name]) != numbers.shape:
+            raise RequestError(f"column {name!r} has shape {np.shape(columns[name])}; clusters have {numbers.shape}")
+        column = pd.Series(columns[name]).reset_index(drop=True)
+        kept = (numbers >= 0) & column.notna().to_numpy()
+        found.append(_associate(str(name), numbers[kept], column[kept], seed))
+    q = adjusted(np.array([one.p for one in found]))
+    rows = [one._replace(q=float(q[i])) for i, one in enumerate(found)]
     return Confounders(tuple(sorted(rows, key=lambda one: (one.kind, -one.effect))))
+
+
+def as_clusters(clusters: ArrayLike) -> NDArray[np.int64]:
+    """Cluster numbers (k,), which must be whole."""
+    numbers = np.asarray(clusters)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise RequestError(
+            f"clusters have shape {numbers.shape} and dtype {numbers.dtype}; give whole numbers, one each, -1 for none (of names: "
+            "np.unique(names, return_inverse=True)[1])"
+        )
+    return numbers.astype(np.int64)
 
 
 def adjusted(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -135,18 +157,49 @@ def cramers_v(table: NDArray[np.int64]) -> float:
     return float(np.sqrt(phi / max(min(rows, columns) - 1, 1e-12)))
 
 
-def _associate(clusters: NDArray[np.int64], values: NDArray[Any], seed: int) -> tuple[str, float, float]:
-    """Kind, effect and p."""
-    codes = np.unique(clusters, return_inverse=True)[1]
-    levels = len(np.unique(values))
-    categories = values.dtype.kind not in "iuf" or (values.dtype.kind in "iu" and levels <= 10)
-    kind = "categories" if categories else "numbers"
-    if len(values) < 3 or levels < 2 or codes.max(initial=0) < 1:
-        return kind, 0.0, 1.0
-    if categories:
-        other = np.asarray(label_codes(values.astype(str)))
-        return kind, *_categories(codes, other, seed)
-    return kind, *_numbers(codes, values.astype(np.float64))
+def _associate(name: str, clusters: NDArray[np.int64], column: pd.Series, seed: int) -> Confounder:
+    """The association of one column, of whose values none is missing; q is not known yet."""
+    values, ways = _ways(name, column)
+    codes, levels = np.unique(clusters, return_inverse=True)[1], np.unique(values)
+    if len(values) < 3 or len(levels) < 2 or codes.max(initial=0) < 1:
+        return Confounder(name, ways[0], 0.0, 1.0, 1.0, len(values))
+    tested = []
+    for kind in ways:
+        found = (
+            _categories(codes, np.searchsorted(levels, values), seed)
+            if kind == "categories"
+            else _numbers(codes, values.astype(np.float64))
+        )
+        effect, p = found
+        tested.append(Confounder(name, kind, effect, min(1.0, p * len(ways)), 1.0, len(values), len(ways)))
+    return max(tested, key=lambda one: ((one.p <= _LEVEL) * (1 + _WORDS.index(one.size)), -one.p, one.effect))
+
+
+def _ways(name: str, column: pd.Series) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Values of a column, none missing, and how to take them: ``categories``, ``numbers`` or both."""
+    import pandas as pd
+
+    dates = pd.api.types.is_datetime64_any_dtype(column.dtype) or pd.api.types.is_timedelta64_dtype(column.dtype)
+    values = plain(column.astype("int64") if dates else column)
+    if values is None:
+        kinds = ", ".join(sorted({type(value).__name__ for value in column}))
+        raise RequestError(
+            f"column {name!r} holds {kinds}; give text, numbers, truth values or dates, one kind of them (column.astype(str) makes "
+            "categories)"
+        )
+    if isinstance(column.dtype, pd.CategoricalDtype) or values.dtype.kind in "bU":
+        return values, ("categories",)
+    if np.isinf(values).any():
+        raise RequestError(
+            f"column {name!r} holds inf {int(np.isinf(values).sum())} times, which has no mean; give finite numbers, or NaN for values "
+            "to leave out"
+        )
+    distinct = len(np.unique(values))
+    if (values % 1 != 0).any():
+        return values, ("numbers",)
+    if distinct <= _FEW:
+        return values, ("categories",)
+    return values, ("categories", "numbers") if distinct <= len(values) / 2 else ("numbers",)
 
 
 def _categories(codes: NDArray[np.int64], other: NDArray[np.int64], seed: int) -> tuple[float, float]:
@@ -181,9 +234,3 @@ def _table(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 def _chi_square(table: NDArray[np.int64]) -> float:
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     return float(((table - expected) ** 2 / expected).sum())
-
-
-def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    import pandas as pd
-
-    return np.asarray(pd.isna(values), dtype=np.bool_)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodels.applications.validation.confounding import adjusted
-from datamodels.errors import RequestError
+from datamodels.applications.clustering import as_labels
+from datamodels.applications.validation.confounding import adjusted, as_clusters
+from datamodels.errors import RequestError, first_line
 
 _CHUNK = 32 << 20  # bytes of features at a time
 
@@ -97,11 +98,11 @@ def markers(
     Raises
     ------
     RequestError
-        when lengths differ, a value is not finite, or a cluster has no rest to be compared with.
+        when lengths differ, a value is not a finite number, a label is missing, or a cluster has no rest to be compared with.
     """
     from scipy import sparse
 
-    numbers = np.asarray(clusters)
+    numbers = as_clusters(clusters)
     matrix: Any = x.tocsc() if sparse.issparse(x) else np.asarray(x)
     if matrix.ndim != 2 or matrix.shape[0] != len(numbers):
         raise RequestError(f"x has shape {matrix.shape}; give one row per target, ({len(numbers)}, features)")
@@ -109,13 +110,19 @@ def markers(
     names = np.arange(width) if feature_names is None else np.asarray(feature_names)
     if names.shape != (width,):
         raise RequestError(f"feature_names has shape {names.shape}; x has {width} features")
+    classes = None if labels is None else as_labels(labels, len(numbers))
     groups = np.unique(numbers[numbers >= 0])
-    comparisons = [_members(numbers, int(one), labels) for one in groups]
+    if not len(groups):
+        raise RequestError("all targets are noise (cluster -1): there is no cluster to find markers of")
+    comparisons = [_members(numbers, int(one), classes) for one in groups]
     auc, p = np.empty((len(groups), width)), np.empty((len(groups), width))
     step = max(1, _CHUNK // (8 * len(numbers)))
     for start in range(0, width, step):
         part = matrix[:, start : start + step]
-        dense = np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
+        try:
+            dense = np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"x holds what is no number ({first_line(error)}); give numbers alone") from None
         if not np.isfinite(dense).all():
             raise RequestError(
                 "x holds NaN or inf; rank sums need finite values: leave such features out, or fill them"
@@ -146,17 +153,14 @@ def rank_sum(x: NDArray[np.float64], members: NDArray[np.bool_]) -> tuple[NDArra
 
 
 def _members(
-    clusters: NDArray[Any], number: int, labels: ArrayLike | None
+    clusters: NDArray[np.int64], number: int, labels: NDArray[Any] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Who is in the cluster, and who is compared at all."""
     members = clusters == number
     compared = np.ones(len(members), dtype=np.bool_)
     if labels is not None:
-        given = np.asarray(labels)
-        if given.shape != clusters.shape:
-            raise RequestError(f"labels have shape {given.shape}; clusters have {clusters.shape}")
-        found, counts = np.unique(given[members], return_counts=True)
-        compared = given == found[counts.argmax()]
+        found, counts = np.unique(labels[members], return_counts=True)
+        compared = labels == found[counts.argmax()]
     if (members & compared).sum() in (0, compared.sum()):
         raise RequestError(
             f"cluster {number} is all of "

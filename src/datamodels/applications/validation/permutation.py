@@ -124,6 +124,15 @@ class PermutationNull:
     shared_with: str = field(repr=False)
     exchanged: str = "examples"
 
+    def __post_init__(self) -> None:
+        broken = np.flatnonzero(~np.isfinite(np.r_[self.observed, self.null]))
+        if len(broken):
+            raise RequestError(
+                f"{len(broken)} of {1 + len(self.null)} statistics are NaN or infinite (the first is of "
+                f"{'the labels as they are' if broken[0] == 0 else f'shuffle {broken[0]}'}), which have no rank: some models gave such "
+                "outputs; choose a smaller learning rate, or clean the features, and another folder"
+            )
+
     @property
     def p(self) -> float:
         """``(1 + shuffles at or above observed) / (1 + shuffles)``."""
@@ -182,8 +191,9 @@ def permutation_null(
     Valid because labels that are independent of the features (given the strata) are exchangeable: the statistic is one function
     of the labels, so the observed one and those of the shuffles are exchangeable too, and p is uniform on
     ``1 / (1 + shuffles), ..., 1``. What is shuffled must be exchangeable. Cells of one donor are alike, so they are not
-    exchangeable with those of others; with `groups`, labels that are the same throughout every group are shuffled over whole
-    groups, and labels that differ within groups are shuffled within each group.
+    exchangeable with those of others; with `groups`, those that have one label exchange it as wholes, and groups of several labels
+    exchange them among their own examples. Where some groups are mixed, whole groups exchange with those of similar size (1, 2 to 3,
+    4 to 7, 8 examples or more), since small ones may have one label by chance.
 
     Parameters
     ----------
@@ -211,7 +221,8 @@ def permutation_null(
     Raises
     ------
     RequestError
-        when options are out of range, so little can be shuffled that p cannot reach .05, or `shared` is of other data.
+        when options are out of range, so little can be shuffled that p cannot reach .05, `shared` is of other data, or a statistic
+        is not finite.
     CampaignError
         when models could not be trained.
     """

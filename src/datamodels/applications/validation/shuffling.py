@@ -15,6 +15,7 @@ from datamodels.training.ensemble import SplitName
 
 Groups = ArrayLike | Literal[False] | None
 _FEWEST = 20  # labellings: below it p cannot reach .05
+_LARGE = 8  # examples of a group with one label: from here it is hardly chance that there is one
 
 
 class TooFewLabellings(RequestError):
@@ -85,7 +86,7 @@ def exchange(
         ]
     )
     places = _codes(side, strata)
-    donors = None if groups is False else _donors(splits, groups, groups_test)
+    donors = donors_of(splits, groups, groups_test)
     if donors is None:
         found = Exchange(tuple(range(len(y))), tuple(places.tolist()), "examples")
     else:
@@ -94,8 +95,16 @@ def exchange(
     return found
 
 
-def _donors(splits: list[Split], groups: ArrayLike | None, groups_test: ArrayLike | None) -> NDArray[np.int64] | None:
-    """The group of each example (k,), numbers that both splits share; None where there are no groups."""
+def donors_of(splits: list[Split], groups: Groups, groups_test: ArrayLike | None = None) -> NDArray[np.int64] | None:
+    """The group of each example of one split or two (k,), numbers that both share; None where there are no groups.
+
+    Raises
+    ------
+    RequestError
+        when a column has another length, or only one of two splits has groups.
+    """
+    if groups is False:
+        return None
     names = ("groups", "groups_test")
     given = [
         part.groups if told is None else _column(name, told, part.y)
@@ -116,22 +125,44 @@ def _donors(splits: list[Split], groups: ArrayLike | None, groups_test: ArrayLik
 def _of_groups(
     donors: NDArray[np.int64], side: NDArray[np.int64], places: NDArray[np.int64], y: NDArray[np.int64]
 ) -> Exchange:
-    """Whole groups where each has one label; else examples, within their groups."""
+    """Groups of one label exchange it as wholes, other groups among their own examples.
+
+    A shuffle leaves each group of one label one that has one, and each mixed group its own labels, so that whatever is shuffled leads
+    to the same exchange. Where some groups are mixed, small ones may have one label by chance, and which one they have then depends on
+    their size: groups of 1, 2 to 3, 4 to 7, and 8 or more examples exchange with their like.
+    """
     count = int(donors.max()) + 1
     labels = np.bincount(np.unique(np.column_stack([donors, y]), axis=0)[:, 0], minlength=count)
+    one_by_one = labels[donors] > 1
     mixed = int((labels > 1).sum())
-    if mixed:
-        words = f"examples within their groups ({mixed} of {count} groups have several labels)"
-        return Exchange(tuple(range(len(y))), tuple(_codes(donors, places).tolist()), words)
     where = np.full((count, 2), -1)  # a group of both splits exchanges its label with others of both
     where[donors, side] = places
-    torn = np.flatnonzero(where[donors, side] != places)
+    torn = np.flatnonzero(~one_by_one & (where[donors, side] != places))
     if len(torn):
         raise RequestError(
-            f"each group has one label, so whole groups are shuffled within strata, but the group of example {torn[0]} lies in several "
-            "strata: give strata of whole groups, or leave within out"
+            f"groups with one label are shuffled as wholes within strata, but the group of example {torn[0]} lies in several strata: "
+            "give strata of whole groups, or leave within out"
         )
-    return Exchange(tuple(donors.tolist()), tuple(_codes(*where.T).tolist()), f"whole groups ({count})")
+    sizes = np.bincount(donors)
+    alike = np.minimum(np.log2(sizes), np.log2(_LARGE)).astype(np.int64) if mixed else np.zeros(count, np.int64)
+    examples = np.arange(len(y))
+    units = _codes(one_by_one, np.where(one_by_one, examples, donors))
+    rows = np.column_stack(
+        [
+            one_by_one,
+            np.where(
+                one_by_one[:, None],
+                np.column_stack([donors, places, places]),
+                np.column_stack([alike, *where.T])[donors],
+            ),
+        ]
+    )
+    strata = _codes(*rows[np.unique(units, return_index=True)[1]].T)
+    words = f"whole groups ({count})"
+    if mixed:
+        words = f"examples within their groups ({mixed} of {count} groups have several labels)"
+        words += f" and over whole groups of similar size (the other {count - mixed})" if mixed < count else ""
+    return Exchange(tuple(units.tolist()), tuple(strata.tolist()), words)
 
 
 def _check(found: Exchange, y: NDArray[np.int64], n_train: int) -> None:
@@ -163,6 +194,6 @@ def _column(name: str, given: ArrayLike, labels: NDArray[np.int64]) -> NDArray[A
     return values
 
 
-def _codes(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
+def _codes(*columns: NDArray[Any]) -> NDArray[np.int64]:
     """One number per different row."""
     return np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].ravel()

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datamodels.applications.clustering import as_labels
 from datamodels.applications.refits import Source, as_problem
 from datamodels.applications.subgroups import Subgroups
 from datamodels.applications.validation.confounding import Confounders, confounding
 from datamodels.applications.validation.markers import Markers, markers
 from datamodels.applications.validation.permutation import PermutationNull, permutation_null
 from datamodels.applications.validation.shuffling import Groups as Donors
-from datamodels.applications.validation.shuffling import TooFewLabellings
+from datamodels.applications.validation.shuffling import TooFewLabellings, donors_of
 from datamodels.applications.validation.stability import ClusterStability, cluster_stability
-from datamodels.applications.validation.transfer import Transfer, has_pairs, transfer
+from datamodels.applications.validation.transfer import Transfer, UntestableTransferError, has_pairs, transfer
 from datamodels.design import Design
 from datamodels.errors import RequestError
 from datamodels.regression.estimators import Estimator
@@ -26,6 +27,7 @@ from datamodels.regression.problem import Problem
 from datamodels.training.ensemble import TrainRecipe
 
 _DRAWN = ("fixed_size", "bernoulli", "grouped", "stratified", "antithetic")
+_ROWS = 256  # models of each store that are asked whose donors they saw
 _REPEATS = 0.9  # Cramér's V from which clusters are the classes
 
 
@@ -44,7 +46,11 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What was checked of a clustering. A part that is None was not tested; `no_null` says why where it was tried."""
+    """What was checked of a clustering. A part that is None was not tested; `no_null` and `no_transfer` say why where it was tried.
+
+    ``donors_seen`` is how many targets are judged by models that saw other examples of the target's donor (group); None where donors
+    are not known.
+    """
 
     groups: Subgroups
     stability: ClusterStability
@@ -55,6 +61,8 @@ class Validation:
     markers: Markers | None = None
     level: float = 0.05
     no_null: str | None = None
+    no_transfer: str | None = None
+    donors_seen: int | None = None
 
     def verdicts(self) -> list[Verdict]:
         """One per question."""
@@ -79,10 +87,20 @@ class Validation:
             text = "Nothing failed, but too little was tested to report these subgroups."
         return text + (f" Not tested: {'; '.join(untested)}." if untested else "")
 
+    def warning(self) -> str:
+        """What to know of donors before reading on; nothing where models keep them together, or they are not known."""
+        if not self.donors_seen:
+            return ""
+        return (
+            f"Donors were not kept together: {self.donors_seen} of {len(self.groups.clusters)} targets are judged by models that saw other "
+            "examples of the target's donor, so what a donor's examples share can make a cluster. To rule that out, train on subsets "
+            "that take donors whole: --kind grouped, Design(kind='grouped', groups=...)."
+        )
+
     def report(self) -> str:
         """The checks in plain words, each with its numbers."""
         lines = [f"{self.groups.n_clusters} clusters of {len(self.groups.clusters)} targets ({self.groups.method})", ""]
-        lines += [self.summary(), ""]
+        lines += [self.summary(), "", *([self.warning(), ""] if self.warning() else [])]
         lines += [f"{one.question}: {one.word.upper()}. {one.words}" for one in self.verdicts()]
         if self.markers is not None:
             lines += ["", "Markers (they describe: the clusters were found through models of the same features)"]
@@ -99,6 +117,7 @@ class Validation:
         return {
             "holds": self.holds,
             "summary": self.summary(),
+            "warning": self.warning(),
             "verdicts": [
                 {"question": one.question, "verdict": one.word, "words": one.words} for one in self.verdicts()
             ],
@@ -159,7 +178,9 @@ class Validation:
         question = "What is learnt from one subgroup misses another"
         if self.transfer is None:
             return Verdict(
-                question, None, "It needs the recipe, and subgroups of training examples that share a class."
+                question,
+                None,
+                self.no_transfer or "It needs the recipe, and subgroups of training examples that share a class.",
             )
         found = self.transfer
         names = found.class_names
@@ -169,6 +190,9 @@ class Validation:
             f"cluster {worst.source}, tested on {worst.to}: accuracy {worst.drop.value:.2f} less ({worst.drop.low:.2f} to {worst.drop.high:.2f}) than "
             f"from as many random members."
         )
+        if found.lone:
+            lone = ", ".join(f"cluster {one} of class {names[label]}" for label, one in found.lone)
+            words += f" Not tested, for all members are of one donor: {lone}."
         return Verdict(question, bool(found.dropping), words)
 
 
@@ -220,7 +244,7 @@ def validate(
     shuffles, null_models, design, within, within_test
         Of `permutation_null`; subsets are by default drawn as those of the models were.
     donors, donors_test
-        Its `groups`: by default those of the dataset.
+        The `groups` of `permutation_null` and `transfer`: by default those of the dataset.
     replicates
         Of `transfer`.
     level
@@ -237,10 +261,11 @@ def validate(
     if not 0 < level < 1:
         raise RequestError(f"level is {level}; it must be between 0 and 1, for example 0.05")
     classes = _labels(labels, problem, task)
-    stability = cluster_stability(problem, groups, n_refits=n_refits, estimator=estimator, seed=seed, progress=progress)
     confounders = None if columns is None else confounding(groups.clusters, columns, seed=seed)
     found = None if x is None else markers(x, groups.clusters, feature_names, labels=_compared(groups, classes))
-    null = moved = why = None
+    stability = cluster_stability(problem, groups, n_refits=n_refits, estimator=estimator, seed=seed, progress=progress)
+    seen = None if task is None else _donors_seen(problem, task, donors, donors_test)
+    null = moved = why = unmoved = None
     how: dict[str, Any] = {"seed": seed, "jobs": jobs, "executor": executor, "progress": progress}
     if task is not None and folder is not None:
         judged = replace(task, splits=("test" if problem.train_columns is None else "train",))
@@ -258,17 +283,19 @@ def validate(
             clusters = np.full(task.n_train, -1)
             clusters[problem.train_columns] = groups.clusters
             if has_pairs(clusters, task.data.train.y):
-                moved = transfer(task, clusters, folder=Path(folder) / "transfer", replicates=replicates, **how)
-    return Validation(groups, stability, null, confounders, classes, moved, found, level, why)
+                try:
+                    moved = transfer(
+                        task, clusters, folder=Path(folder) / "transfer", groups=donors, replicates=replicates, **how
+                    )
+                except UntestableTransferError as error:
+                    unmoved = f"{error}."
+    return Validation(groups, stability, null, confounders, classes, moved, found, level, why, unmoved, seen)
 
 
 def _labels(given: ArrayLike | None, problem: Problem, task: TrainRecipe | None) -> NDArray[Any] | None:
     """The class of each target, (n_targets,)."""
     if given is not None:
-        values = np.asarray(given)
-        if values.shape != (problem.n_targets,):
-            raise RequestError(f"labels have shape {values.shape}; there are {problem.n_targets} targets")
-        return values
+        return as_labels(given, problem.n_targets)
     if task is None:
         return None
     if problem.train_columns is not None:
@@ -279,6 +306,24 @@ def _labels(given: ArrayLike | None, problem: Problem, task: TrainRecipe | None)
             "that the models were trained with"
         )
     return task.data.test.y[problem.targets]
+
+
+def _donors_seen(problem: Problem, task: TrainRecipe, donors: Donors, donors_test: ArrayLike | None) -> int | None:
+    """How many targets are judged by a model that saw other examples of the target's donor; None where donors are not known."""
+    data, own = task.data, problem.train_columns
+    known = donors_of([data.train] if own is not None else [data.train, data.test], donors, donors_test)
+    if known is None or problem.n_train != len(data.train):
+        return None
+    trained, of_targets = known[: len(data.train)], known[own if own is not None else len(data.train) + problem.targets]
+    members = np.zeros((len(trained), known.max() + 1), dtype=np.float32)
+    members[np.arange(len(trained)), trained] = 1
+    seen = np.zeros(problem.n_targets, dtype=np.bool_)
+    for source in problem.sources:
+        rows = source.rows[:_ROWS]
+        masks = np.asarray(source.masks(int(rows[0]), int(rows[-1]) + 1))[rows - rows[0]].astype(np.float32)
+        judging = np.ones((len(rows), len(seen)), np.bool_) if own is None else masks[:, own] == 0
+        seen |= (judging & ((masks @ members)[:, of_targets] > 0)).any(axis=0)
+    return int(seen.sum())
 
 
 def _compared(groups: Subgroups, labels: NDArray[Any] | None) -> NDArray[Any] | None:

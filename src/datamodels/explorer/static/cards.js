@@ -5,6 +5,7 @@ import {link, state} from "./state.js"
 import {term} from "./words.js"
 
 const VIEW_OF = { targets: "target", train: "train" };
+const SAME = 1e-3;  // weights of a group that differ by less are one number
 const NOUN = { targets: "target", train: "training example" };
 
 export function nounOf(side, i) {
@@ -47,10 +48,10 @@ export function hoverCard(source, side, words, i, more) {
 
 /** A linked tile: thumbnail or snippet, with its label. */
 export function tileOf(source, side, words, i, note) {
-  const picture = thumb(source, side, i, 52), text = words.text(i), name = words.id(i);
-  return link({ view: VIEW_OF[side], index: i }, { class: picture ? "tile" : "tile wide", "aria-label": `${nounOf(side, i)}, ${words.label(i)} ${note ?? ""}` },
-    picture ?? el("span", { class: "snippet" }, text || `${name}`),
-    el("span", { class: "label" }, words.label(i) || name), note && el("small", null, note));
+  const picture = thumb(source, side, i, 52), text = words.text(i), name = words.id(i), label = words.label(i);
+  return link({ view: VIEW_OF[side], index: i }, { class: picture ? "tile" : "tile wide", "aria-label": `${nounOf(side, i)}, ${label} ${note ?? ""}` },
+    picture ?? (text && el("span", { class: "snippet" }, text)),
+    el("span", { class: "label" }, label || name), !picture && !text && label && el("span", { class: "snippet" }, name), note && el("small", null, note));
 }
 
 /** A bar from zero with its interval; everything is a share of the widest of the list. */
@@ -64,15 +65,16 @@ function bar(value, interval, domain) {
     interval && el("i", { class: "whisker", style: place(...interval) }));
 }
 
-/** A list of examples with their numbers. `items`: {index, value, interval?, selected?}. */
+/** A list of examples with their numbers. `items`: {index, value, interval?, selected?}, or of a whole group {group, members} too. */
 export function weightList(source, side, words, items, { shown = 12, unit = "", empty = "none" } = {}) {
   if (!items.length) return el("p", { class: "quiet" }, empty);
   const ends = items.flatMap((item) => [item.value, ...(item.interval ?? [])]).filter(Number.isFinite);
   const domain = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const row = (item) => el("li", null, link({ view: VIEW_OF[side], index: item.index }, { class: "row" },
-    thumb(source, side, item.index, 40) ?? el("span", { class: "snippet" }, words.text(item.index)),
-    el("span", { class: "who" }, el("b", null, words.label(item.index) || words.id(item.index)),
-      el("small", { title: words.id(item.index) }, words.label(item.index) ? `#${words.id(item.index)}` : "")),
+    thumb(source, side, item.index, 40) ?? el("span", { class: "snippet" }, item.group ? "" : words.text(item.index)),
+    item.group ? el("span", { class: "who" }, el("b", null, item.group), el("small", null, `${item.members.length} training examples`))
+      : el("span", { class: "who" }, el("b", null, words.label(item.index) || words.id(item.index)),
+        el("small", { title: words.id(item.index) }, words.label(item.index) ? `#${words.id(item.index)}` : "")),
     bar(item.value, item.interval, domain),
     el("span", { class: "number" }, signed(item.value),
       item.selected && el("span", { class: "mark", role: "img", "aria-label": "selected at the FDR level", title: "selected at the FDR level" }, "★"),
@@ -88,8 +90,33 @@ export function weightList(source, side, words, items, { shown = 12, unit = "", 
   return el("div", null, list, more);
 }
 
-/** The weights of one example split by sign, strongest first, with what is known of each. */
-export function bySign(weights, known, k = 60) {
+/** The groups of training examples that are in the training set together: `codes` of all, `names` by code; null where there are none. */
+export async function togetherOf(source) {
+  const facts = source.columnFacts("train", source.about.train.together);
+  return facts ? { codes: await source.column("train", facts.name), names: facts.categories, name: facts.name } : null;
+}
+
+/** All training examples that an item of a list stands for. */
+export function membersOf(item) {
+  return item.members ?? [item.index];
+}
+
+/** Items whose groups share one weight, as ridge gives it, become one per group: its members, and the sum of their weights. */
+function folded(items, { codes, names }) {
+  const groups = new Map();
+  for (const item of items) groups.set(codes[item.index], [...(groups.get(codes[item.index]) ?? []), item]);
+  const whole = new Map();
+  codes.forEach((code, j) => groups.has(code) && whole.set(code, [...(whole.get(code) ?? []), j]));
+  return [...groups].flatMap(([code, mine]) => {
+    const [first] = mine, alike = mine.every((item) => Math.abs(item.value - first.value) <= SAME * Math.abs(first.value));
+    if (mine.length < 2 || !alike) return mine;
+    const members = whole.get(code), times = (value) => value * members.length;
+    return [{ ...first, group: names[code], members, value: times(first.value), ...(first.interval && { interval: first.interval.map(times) }) }];
+  }).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+}
+
+/** The weights of one example split by sign, strongest first, with what is known of each; `together` as `togetherOf` gives it. */
+export function bySign(weights, known, { k = 60, together = null } = {}) {
   const place = new Map(known ? Array.from(known.indices, (index, at) => [index, at]) : []);
   const all = Array.from(weights.indices, (index, at) => {
     const found = place.get(index), item = { index, value: weights.values[at] };
@@ -100,7 +127,8 @@ export function bySign(weights, known, k = 60) {
     }
     return item;
   });
-  return { positive: all.filter((item) => item.value > 0).slice(0, k), negative: all.filter((item) => item.value < 0).slice(0, k) };
+  const items = together ? folded(all, together) : all;
+  return { positive: items.filter((item) => item.value > 0).slice(0, k), negative: items.filter((item) => item.value < 0).slice(0, k) };
 }
 
 /** The columns of one example but those of other attributions, with its standing among all. */
@@ -129,8 +157,9 @@ export function large(source, side, i, details) {
 }
 
 /** What bars, lines and stars mean; `items` tell which of them there are. */
-export function legendOfLists(unit, items) {
+export function legendOfLists(unit, items, together = null) {
   return el("p", { class: "quiet" }, "Bars are ", term("weight", "weights"), unit ? ` in ${unit}` : "", ".",
+    together && ` Models saw the training examples of one ${together.name} together or not at all, so only the sum of their weights is determined${items.some((item) => item.group) ? ": a row is a whole one, its bar the sum" : ", not how it is divided among them"}.`,
     items.some((item) => item.interval) && [" Thin lines are ", term("interval", "95 % intervals"), "."],
     items.some((item) => item.selected) && [" ★ marks those selected at the ", term("FDR", "FDR level"), "."]);
 }

@@ -92,8 +92,13 @@ export class FileSource extends Source {
       const { indices, values } = this.effects(attribution, i);
       return sorted(indices, values);
     }
-    const { indptr, indices, values } = this.rows(attribution);
-    return sorted(indices.subarray(indptr[i], indptr[i + 1]), values.subarray(indptr[i], indptr[i + 1]));
+    const { indptr, indices, values } = this.rows(attribution), kept = indices.subarray(indptr[i], indptr[i + 1]), exact = values.subarray(indptr[i], indptr[i + 1]);
+    const whole = this.about.train.together ? this.rounded(attribution) : null;
+    if (!whole) return sorted(kept, exact);
+    const all = Float32Array.from({ length: this.about.n_train }, (_, j) => whole.values[j * this.about.n_targets + i] * whole.units[i]);
+    kept.forEach((j, k) => (all[j] = exact[k]));
+    const there = Int32Array.from(all.keys()).filter((j) => all[j] !== 0);
+    return sorted(there, there.length ? Float32Array.from(there, (j) => all[j]) : new Float32Array(0));
   }
 
   async details(side, i) {

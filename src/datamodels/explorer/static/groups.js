@@ -34,7 +34,7 @@ export async function groupsView(source) {
   const labelled = groups.rows.some((row) => row.composition.length), stable = groups.rows.some((row) => Number.isFinite(row.stability));
   const confounded = groups.rows.some((row) => row.confounders.length);
   const table = el("table", { class: "groups" },
-    el("thead", null, el("tr", null, el("th", null, "cluster"), el("th", null, "targets"), labelled && el("th", null, "composition"),
+    el("thead", null, el("tr", null, el("th", null, groups.given ? "group" : "cluster"), el("th", null, "targets"), labelled && el("th", null, "composition"),
       stable && el("th", null, term("stability")), confounded && el("th", null, term("confounder", "confounders")), el("th", null, "representative members"))),
     el("tbody", null, groups.rows.map((row) => el("tr", null,
       el("th", { scope: "row" }, String(row.cluster), " ", onMap(source, groups, row)), cell("targets", row.size.toLocaleString("en")),
@@ -47,8 +47,9 @@ export async function groupsView(source) {
     row.confounders.map((c) => `${c.name} (effect ${c.effect}, p ${c.p})`).join("; ")])];
   const node = el("article", null, title,
     el("section", { class: "panel" },
-      el("p", null, `${count(groups.n_clusters, "cluster")} of targets by their weights (${[groups.method, groups.attribution ?? state.attribution].filter(Boolean).join(", ")}).`),
-      groups.statements?.length && el("ul", { class: "statements" }, groups.statements.map((text) => el("li", null, text))),
+      el("p", null, groups.given ? `${count(groups.n_clusters, "group")} of targets: ${groups.given}. Representative members are nearest to their group's mean datamodel (${groups.attribution}).`
+        : `${count(groups.n_clusters, "cluster")} of targets by their weights (${[groups.method, groups.attribution ?? state.attribution].filter(Boolean).join(", ")}).`),
+      groups.statements?.length > 0 && el("ul", { class: "statements" }, groups.statements.map((text) => el("li", null, text))),
       table, el("div", { class: "buttons" }, el("button", { type: "button", onclick: () => saveCsv("subgroups.csv", rows()) }, "CSV"))));
   return { node, title: "Subgroups" };
 }

@@ -2,7 +2,7 @@
 
 import {el, escaped, isDark, save, say} from "./dom.js"
 
-const TOOLS = [["pan", "Move", "drag moves the map, the wheel zooms"], ["lasso", "Lasso", "draw around points to select them"], ["select", "Box", "drag a box to select points"]];
+const TOOLS = [["pan", "Move", "drag moves the map, the wheel zooms"], ["lasso", "Select freely", "draw around points to select them"], ["select", "Select a box", "drag a box to select points"]];
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 function extent(points, offset) {

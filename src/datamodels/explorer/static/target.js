@@ -2,7 +2,7 @@
 
 import {count, el, figure} from "./dom.js"
 import {go, link, state} from "./state.js"
-import {bySign, columnTable, csvButton, large, legendOfLists, tileOf, unitOf, weightList, wording} from "./cards.js"
+import {bySign, columnTable, csvButton, large, legendOfLists, membersOf, tileOf, togetherOf, unitOf, weightList, wording} from "./cards.js"
 import {histogram, lines} from "./chart.js"
 import {term} from "./words.js"
 
@@ -38,6 +38,16 @@ function pathFigure(path) {
       path.n_nonzero?.length ? draw(path.n_nonzero, "training examples with a weight", "nonzero weights", true) : null));
 }
 
+/** The training examples of the first items, up to 20; of groups at least one. */
+function strongestOf(items) {
+  const chosen = [];
+  for (const members of items.map(membersOf)) {
+    if (chosen.length && chosen.length + members.length > REMOVED) break;
+    chosen.push(...members);
+  }
+  return chosen;
+}
+
 /** One key of details that may be given by attribution. */
 export function ofAttribution(given, name) {
   return given && typeof given === "object" && name in given ? given[name] : given && ("lam" in given || "n_nonzero" in given || "indices" in given) ? given : null;
@@ -59,18 +69,21 @@ export function heading(source, side, i, words) {
 export function twoLists(source, side, words, { positive, negative }, titles, unit) {
   const part = (title, items, name) => el("section", { class: "panel", "aria-label": title }, el("h2", null, title, csvButton(`${name}.csv`, () => [
     ["index", "id", "label", "weight", "low", "high", "selected"],
-    ...items.map((item) => [item.index, words.id(item.index), words.label(item.index), item.value, item.interval?.[0], item.interval?.[1], item.selected ?? ""])])),
+    ...items.map((item) => [membersOf(item).join(" "), item.group ?? words.id(item.index), item.group ? "" : words.label(item.index), item.value, item.interval?.[0], item.interval?.[1], item.selected ?? ""])])),
   weightList(source, side, words, items, { unit }));
   return el("div", { class: "pair" }, part(titles[0], positive, "helpful"), part(titles[1], negative, "harmful"));
 }
 
 export async function targetView(source) {
   const i = state.index, name = state.attribution;
-  const [details, weights, words, train, table] = await Promise.all([
-    source.details("targets", i), source.weights(name, "targets", i), wording(source, "targets"), wording(source, "train"), columnTable(source, "targets", i)]);
-  const signs = bySign(weights, details.intervals?.[name]), path = ofAttribution(details.path, name), unit = unitOf(source);
-  const ask = (items, noun) => el("button", { type: "button", disabled: !items.length, onclick: () => go({ view: "whatif", whatif: items.slice(0, REMOVED).map((item) => item.index), add: false }) },
-    `Remove the ${Math.min(REMOVED, items.length)} most ${noun}: what if?`);
+  const [details, weights, words, train, table, together] = await Promise.all([
+    source.details("targets", i), source.weights(name, "targets", i), wording(source, "targets"), wording(source, "train"), columnTable(source, "targets", i), togetherOf(source)]);
+  const signs = bySign(weights, details.intervals?.[name], { together }), path = ofAttribution(details.path, name), unit = unitOf(source);
+  const ask = (items, noun) => {
+    const chosen = strongestOf(items);
+    return el("button", { type: "button", disabled: !items.length, onclick: () => go({ view: "whatif", whatif: [...chosen].sort((a, b) => a - b), add: false }) },
+      `Remove the ${chosen.length} most ${noun}: what if?`);
+  };
   const node = el("article", null,
     heading(source, "targets", i, words),
     el("div", { class: "lead" },
@@ -79,8 +92,8 @@ export async function targetView(source) {
           el("button", { type: "button", onclick: () => go({ view: "map", target: i }) }, "Show on the map"),
           source.about.attributions.length > 1 && el("button", { type: "button", onclick: () => go({ view: "compare", target: i }) }, "Compare attributions"))),
       el("div", null, twoLists(source, "train", train, signs, ["Most helpful training examples", "Most harmful training examples"], unit),
-        legendOfLists(unit, [...signs.positive, ...signs.negative]))),
-    el("div", { class: "columns" }, el("div", { class: "side" }, details.outputs && outputsFigure(source, details.outputs), details.nearest?.length && el("section", { class: "panel" }, el("h2", null, "Nearest targets"), el("p", { class: "quiet" }, "By ", term("similarity"), " of weights."),
+        legendOfLists(unit, [...signs.positive, ...signs.negative], together))),
+    el("div", { class: "columns" }, el("div", { class: "side" }, details.outputs && outputsFigure(source, details.outputs), details.nearest?.length > 0 && el("section", { class: "panel" }, el("h2", null, "Nearest targets"), el("p", { class: "quiet" }, "By ", term("similarity"), " of weights."),
         el("div", { class: "tiles" }, details.nearest.slice(0, source.about.sprites?.targets ? 12 : 6).map((near) => tileOf(source, "targets", words, near.index, figure(near.similarity)))))),
       path && pathFigure(path), el("section", { class: "panel" }, el("h2", null, "Among all targets"), table)));
   return { node, title: `Target ${i}` };

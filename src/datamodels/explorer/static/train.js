@@ -2,7 +2,7 @@
 
 import {count, el, figure, largest, saveCsv} from "./dom.js"
 import {go, link, state} from "./state.js"
-import {bySign, columnTable, large, legendOfLists, thumb, tileOf, unitOf, wording} from "./cards.js"
+import {bySign, columnTable, large, legendOfLists, thumb, tileOf, togetherOf, unitOf, wording} from "./cards.js"
 import {choice} from "./map.js"
 import {heading, twoLists} from "./target.js"
 
@@ -32,8 +32,8 @@ async function listView(source) {
 export async function trainView(source) {
   if (state.index === null) return listView(source);
   const i = state.index, name = state.attribution;
-  const [details, weights, words, targets, table] = await Promise.all([
-    source.details("train", i), source.weights(name, "train", i), wording(source, "train"), wording(source, "targets"), columnTable(source, "train", i)]);
+  const [details, weights, words, targets, table, together] = await Promise.all([
+    source.details("train", i), source.weights(name, "train", i), wording(source, "train"), wording(source, "targets"), columnTable(source, "train", i), togetherOf(source)]);
   const signs = bySign(weights, details.intervals?.[name]), unit = unitOf(source), listed = state.whatif.includes(i);
   const helped = weights.values.filter((value) => value > 0).length, hurt = weights.values.filter((value) => value < 0).length;
   const { cut, steps } = source.about.attributions.find((a) => a.name === name);
@@ -48,11 +48,11 @@ export async function trainView(source) {
         el("div", { class: "buttons" },
           el("button", { type: "button", class: "main", onclick: () => go({ view: "whatif", whatif: [i], add: false }) }, "Remove it: what if?"),
           el("button", { type: "button", disabled: listed, onclick: () => go({ whatif: addToWhatif([i]) }) }, listed ? "In the what-if list" : "Add to the what-if list")),
-        details.duplicates?.length && [el("h3", null, "Near copies in the training set"),
+        details.duplicates?.length > 0 && [el("h3", null, "Near copies in the training set"),
           el("ul", { class: "plain-list row-list" }, details.duplicates.map((copy) => el("li", null, link({ view: "train", index: copy.index }, { class: "row" },
             thumb(source, "train", copy.index, 36), `#${words.id(copy.index)} ${words.label(copy.index)}`,
             Object.entries(copy).filter(([key, value]) => key !== "index" && Number.isFinite(value)).map(([key, value]) => el("small", null, ` ${key} ${figure(value)}`))))))])),
-    legendOfLists(unit, [...signs.positive, ...signs.negative]),
+    legendOfLists(unit, [...signs.positive, ...signs.negative], together),
     twoLists(source, "targets", targets, signs, ["Targets it helps", "Targets it hurts"], unit));
   return { node, title: `Training example ${i}` };
 }

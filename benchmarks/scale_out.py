@@ -1,0 +1,152 @@
+"""Past one machine: what campaigns cost per row here, a Ray of two nodes against local processes, a store on S3 against raw puts.
+
+Run with ``python benchmarks/scale_out.py [--part local|ray|s3]`` on a quiet machine, from the folder of the repository: the S3
+server is that of the tests. Each figure is a median over pairs that are measured in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels import Design, Store, block_task, train
+from spine import cpu, paired, timed, worker_start
+
+ROOT = Path(__file__).parent.parent
+ROW = {"margins": {"shape": (10,), "dtype": "float32"}}
+
+
+@block_task(block_size=100)
+def empty_blocks(indices: np.ndarray) -> dict[str, Any]:
+    return {"margins": np.zeros((len(indices), 10), np.float32)}
+
+
+@block_task(block_size=10)
+def second(indices: np.ndarray) -> dict[str, Any]:
+    """About a tenth of a second of one core per row."""
+    x = np.random.default_rng(0).normal(size=(300, 300))
+    for _ in indices:
+        for _ in range(80):
+            y = x @ x
+    return {"margins": np.full((len(indices), 10), y[0, 0], np.float32)}
+
+
+def new(folder: str | Path, rows: int) -> Store:
+    place = Path(folder) / str(time.perf_counter_ns())
+    return Store.create(place, schema=ROW, design=Design(n_train=100, alpha=0.5, n_models=rows, seed=0))
+
+
+def local() -> list[str]:
+    """Rows of no work, the status of a million of them, and the classic worker from cold."""
+    with tempfile.TemporaryDirectory() as folder:
+        count = 100_000
+
+        def campaign(rows: int) -> Callable[[], object]:
+            return lambda: train(new(folder, rows), empty_blocks, jobs=2, progress=False)
+
+        many, few, _ = paired(campaign(count), campaign(200), 3)
+        million = new(folder, 1_000_000)
+        million.write_rows(range(0, 1_000_000, 97), {"margins": np.zeros((len(range(0, 1_000_000, 97)), 10))})
+        status = float(np.median([timed(lambda: Store.open(million.path).status()) for _ in range(5)]))
+        command = [sys.executable, "-m", "datamodels", "status", str(million.path)]
+        cold = float(np.median([timed(lambda: subprocess.run(command, check=True, stdout=-3)) for _ in range(3)]))
+    return [
+        f"| campaign of {count:,} empty rows in blocks of 100, per row | {(many - few) / (count - 200) * 1e3:.4f} ms "
+        f"| with the start of its workers {many / count * 1e3:.4f} ms | ≤ 0.2 ms |",
+        f"| status of 1,000,000 rows | {status:.3f} s | `datamodels status`, cold process {cold:.2f} s | ≤ 1 s |",
+        worker_start().replace("| – |", "| ≤ 0.5 s |"),
+    ]
+
+
+def ray() -> list[str]:
+    """The same campaign of blocks of a second by two local processes, and on two nodes of one CPU."""
+    import logging
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, logging_level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = 600
+
+        def campaign(executor: str) -> Callable[[], object]:
+            return lambda: train(new(folder, rows), second, executor=executor, jobs=2, progress=False)
+
+        ours, theirs, ratio = paired(campaign("ray"), campaign("local"), 3)
+    ray.shutdown()
+    cluster.shutdown()
+    return [
+        f"| Ray, 2 nodes of 1 CPU, {rows} rows in blocks of 10, start of workers included | {rows / ours:.2f} rows/s "
+        f"| 2 local processes {rows / theirs:.2f} rows/s | {ratio:.0%} (≥ 90 %) |"
+    ]
+
+
+def s3() -> list[str]:
+    """Blocks of 100 rows of 10,000 float32 written to moto, and as many bytes put by obstore."""
+    import obstore
+    from obstore.store import from_url
+
+    sys.path.insert(0, str(ROOT))
+    from tests.s3 import server
+
+    blocks, rng = 12, np.random.default_rng(0)
+    values = rng.normal(size=(100, 10_000)).astype(np.float32)
+    with server() as running:
+        os.environ.update(running.environment)
+        folder = running.bucket()
+        raw, data = from_url(folder), values.tobytes()
+
+        def ours() -> None:
+            design = Design(n_train=100, alpha=0.5, n_models=100 * blocks, seed=0)
+            schema = {"margins": {"shape": (10_000,), "dtype": "float32"}}
+            store = Store.create(f"{folder}/{time.perf_counter_ns()}", schema=schema, design=design)
+            started.append(time.perf_counter())
+            for block in range(blocks):
+                store.write_rows(range(100 * block, 100 * block + 100), {"margins": values})
+            started[-1] = time.perf_counter() - started[-1]
+
+        def theirs() -> None:
+            for block in range(blocks):
+                obstore.put(raw, f"raw/{time.perf_counter_ns()}-{block}", data)
+
+        started: list[float] = []
+        pairs = []
+        for _ in range(6):
+            ours()
+            pairs.append((started[-1], timed(theirs)))
+        a, b = np.median(pairs[1:], axis=0)
+        ratio = float(np.median([y / x for x, y in pairs[1:]]))
+    rows = 100 * blocks
+    return [
+        f"| S3 (moto on loopback), blocks of 100 rows of 40 kB | {rows / a:.0f} rows/s | the same bytes by `obstore.put` "
+        f"{rows / b:.0f} rows/s | {ratio:.0%} (≥ 80 %) |"
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=["local", "ray", "s3"], action="append")
+    chosen = parser.parse_args().part or ["local", "s3", "ray"]
+    load = os.getloadavg()[0]
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {cpu()}, Python {platform.python_version()}, load before {load:.1f}\n")
+    print("| what | ours | beside it | to reach |\n|---|---|---|---|")
+    for part in chosen:
+        for line in {"local": local, "ray": ray, "s3": s3}[part]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
