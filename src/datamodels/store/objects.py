@@ -104,7 +104,7 @@ class Objects:
 
         return self.persist(once, "read", name)
 
-    def create(self, name: str, data: bytes) -> Any:
+    def create(self, name: str, data: bytes | memoryview) -> Any:
         """Write an object that does not exist. Returns its tag.
 
         Raises
@@ -124,7 +124,7 @@ class Objects:
 
         return self.persist(once, "create", name)
 
-    def replace(self, name: str, data: bytes, tag: Any) -> Any:
+    def replace(self, name: str, data: bytes | memoryview, tag: Any) -> Any:
         """Write an object that is still the version of `tag`; of None: that does not exist. Returns its new tag.
 
         Raises
@@ -153,14 +153,14 @@ class Objects:
 
         return self.persist(once, "replace", name)
 
-    def _lost_answer(self, name: str, data: bytes) -> Any:
+    def _lost_answer(self, name: str, data: bytes | memoryview) -> Any:
         """The tag of an object that could not be written, when it holds what was to be written all the same."""
         there = self.read(name)
         if there is None or there[0] != data:
             raise Changed(name) from None
         return there[1]
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Write an object, whether it exists or not."""
 
         def once() -> None:

@@ -160,16 +160,18 @@ class RemoteStore(Store):
     # -- writing --------------------------------------------------------------------------------------
 
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]:
-        order = np.argsort(rows)
-        rows, written = rows[order], []
-        stored = {key: np.ascontiguousarray(value[order], self.field(key).numpy_dtype) for key, value in values.items()}
+        written: list[int] = []
+        stored = values
+        if (np.diff(rows) < 0).any():
+            order = np.argsort(rows)
+            rows, stored = rows[order], {key: value[order] for key, value in values.items()}
         sums = np.array(
             [row_checksum(int(row), {key: value[i] for key, value in stored.items()}) for i, row in enumerate(rows)],
             dtype=np.uint64,
         )
         numbers = rows // self._states.rows
         for number in np.unique(numbers).tolist():
-            at = np.flatnonzero(numbers == number)
+            at = slice(*np.searchsorted(numbers, [number, number + 1]).tolist())
             part = Part(self._states, number, rows[at], {key: value[at] for key, value in stored.items()}, sums[at])
             written += part.write(overwrite)
         return sorted(written)

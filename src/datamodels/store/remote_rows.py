@@ -21,11 +21,12 @@ another's, and a writer that stalls cannot come back to a block that was taken f
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +41,15 @@ LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _PARALLEL = 16
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_PARALLEL, "datamodels-requests")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not come along
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class RowStates:
@@ -127,8 +137,9 @@ class RowStates:
         work = list(items)
         if len(work) < 2:
             return [function(item) for item in work]
-        with ThreadPoolExecutor(min(_PARALLEL, len(work))) as pool:
-            return list(pool.map(function, work))
+        running = [_threads().submit(function, item) for item in work]
+        wait(running)  # all of them, since nothing may go on behind an error
+        return [one.result() for one in running]
 
 
 class _Late(Exception):
@@ -293,6 +304,8 @@ class Part:
         positions = np.flatnonzero(self.blocks == block)
         if only is not None:
             positions = np.intersect1d(positions, only)
+        if len(positions) == size:  # the rows of a block, in their order
+            return values[positions[0] : positions[-1] + 1]
         shape = (size, *values.shape[1:])
         chunk = (
             np.zeros(shape, values.dtype)

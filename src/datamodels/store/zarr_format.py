@@ -89,7 +89,7 @@ def root(meta: Meta, block: int) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: record}}, indent=1).encode()
 
 
-def encoded(chunk: NDArray[Any]) -> bytes:
+def encoded(chunk: NDArray[Any]) -> bytes | memoryview:
     """The bytes of a chunk."""
-    raw = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes()
-    return _zstd().encode(raw) if packs(chunk.dtype) else raw
+    raw = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return _zstd().encode(raw) if packs(chunk.dtype) else raw.data
