@@ -197,8 +197,11 @@ class LocalExecutor(Executor):
         text = f"the worker process ended with {cause} while it ran this row"
         if not worker.ready:
             self._deaths_at_start += 1
-            text = f"a worker process could not start ({cause}); in a script, call train under `if __name__ == '__main__':`"
-            if not self._any_ready or self._deaths_at_start > 2 * self.slots:
+            killed = code is not None and code < 0
+            text = f"a worker process could not start ({cause})"
+            if not killed:
+                text += "; in a script, call train under `if __name__ == '__main__':`"
+            if self._deaths_at_start > 2 * self.slots or not (self._any_ready or killed):
                 raise RequestError(text)
         else:
             self._deaths_at_start = 0
