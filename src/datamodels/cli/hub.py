@@ -66,6 +66,8 @@ def claim(
 ) -> None:
     """Claim rows that nobody has sent or works on; prints START:STOP for `train --rows`.
 
+    Example: datamodels claim hf://datasets/me/a --rows 500
+
     Example: datamodels train runs/a --recipe recipe.yaml --rows $(datamodels claim hf://datasets/me/a --rows 500)
     """
     from datamodels.hub import claim as take
