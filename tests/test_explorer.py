@@ -23,6 +23,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,6 +32,7 @@ from scipy import stats
 from datamodels import Attribution, Store, datasets, fit, lds
 from datamodels.applications.clustering import embed
 from datamodels.applications.neighbours import overlap
+from datamodels.applications.subgroups import subgroups, write_to
 from datamodels.cli import main
 from datamodels.datasets import Split, from_arrays
 from datamodels.design import Design
@@ -122,6 +124,24 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def loose(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What init, train and fit leave: a recipe, a store of whole donors, and two fits on 40 of its 60 models; no run.json."""
+    root = tmp_path_factory.mktemp("loose")
+    given = {
+        "dataset": {"kind": "anndata", "path": str(cells.parent / "cells.h5ad"), "label": "type", "hidden": "state", "groups": "donor"},
+        "recipe": {"architecture": "linear", "epochs": 3, "lr": 0.02}, "splits": ["train"], "prepare": {"select": 30, "scale": True},
+    }  # fmt: skip
+    (root / "recipe.yaml").write_text(yaml.safe_dump(given))
+    task = TrainRecipe.read(root / "recipe.yaml")
+    design = Design(n_train=60, alpha=0.5, n_models=60, kind="grouped", groups=task.data.train.groups)  # type: ignore[arg-type]
+    store = Store.create(root / "st", schema=task.schema, design=design, ids=task.data.ids)
+    assert train(store, task, executor="inline", progress=False).ok
+    for name, estimator in (("a", Ridge()), ("b", Lasso())):
+        fit(store, estimator, outputs_key="train_margins", rows=(0, 40), progress=False).save(root / f"{name}.h5ad")
+    return root
+
+
+@pytest.fixture(scope="module")
 def content(folder: Path) -> Content:
     return gather(folder, progress=False)
 
@@ -147,6 +167,254 @@ def column(client: TestClient, side: str, name: str) -> np.ndarray:
     number = next(k for k, about in enumerate(columns) if about["name"] == name)
     kind = np.int32 if columns[number]["kind"] == "category" else np.float32
     return np.frombuffer(ask(client, f"column/{side}/{number}"), kind)
+
+
+# -- files that no run.json describes -------------------------------------------------------------------
+
+
+def test_files_and_a_recipe_are_shown_as_a_run(loose: Path) -> None:
+    found = gather([loose / "a.h5ad", loose / "b.h5ad"], recipe=loose / "recipe.yaml", progress=False)
+    assert [shown.name for shown in found.attributions] == ["ridge", "lasso"]
+    assert found.labels["targets"] == "state"
+    assert {"state", "class", "group", "depth"} <= {one.name for one in found.columns["targets"]}
+    assert found.details("targets", 7)["id"] == "cell7"
+    assert found.n_models == 40
+    for shown, name in zip(found.attributions, "ab", strict=True):
+        assert shown.lds is not None
+        np.testing.assert_allclose(shown.lds["per_target"], lds(loose / f"{name}.h5ad", loose / "st").per_target)
+    assert found.outputs is not None
+    unseen = ~Store.open(loose / "st").masks()
+    np.testing.assert_array_equal(found.outputs["runs"], unseen.sum(axis=0))
+    assert found.task.prepare == TrainRecipe.read(loose / "recipe.yaml").prepare
+    meta = found.meta()
+    assert meta["can_verify"]
+    assert (
+        meta["command"] == f"datamodels explore {loose / 'a.h5ad'} {loose / 'b.h5ad'} --recipe {loose / 'recipe.yaml'}"
+    )
+    assert any(one["name"] == "rank correlation, ridge / lasso" for one in meta["targets"]["columns"])
+    again = gather([loose / "a.h5ad", loose / "b.h5ad"], recipe=loose / "recipe.yaml", progress=False)
+    assert again.cache.made == []
+    assert again.version == found.version
+    verifier = Verifier(found, executor="inline")
+    assert wait(verifier, verifier.start("ridge", [0, 1, 2, 3, 4], add=False, runs=4))["state"] == "done"
+
+
+def test_without_a_recipe_a_file_has_what_its_store_knows(loose: Path) -> None:
+    found = gather(loose / "a.h5ad", cache=loose / "kept", progress=False)
+    assert found.labels["targets"] is None
+    assert found.details("targets", 7)["id"] == "cell7"
+    assert found.attributions[0].lds is not None
+    assert not found.meta()["can_verify"]
+    groups = next(one for one in found.columns["train"] if one.name == found.together)
+    assert groups.values.tolist() == list(Store.open(loose / "st").design.groups or ())
+
+
+def test_a_store_is_found_beside_its_file_and_no_other_one_is_taken(loose: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    import h5py
+
+    for name in ("a.h5ad", "st"):
+        (shutil.copytree if (loose / name).is_dir() else shutil.copy)(loose / name, moved / name)
+    with h5py.File(moved / "a.h5ad", "r+") as file:
+        text = file["uns/datamodels/provenance"].asstr()[()].replace(str(loose), "/gone")
+        del file["uns/datamodels/provenance"]
+        file["uns/datamodels/provenance"] = text
+    assert gather(moved / "a.h5ad", progress=False).run.stores == {"st": "st"}
+    shutil.rmtree(moved / "st")
+    design = Design(n_train=60, alpha=0.5, n_models=3, seed=9)
+    Store.create(
+        moved / "st", schema={"train_margins": {"shape": [60], "dtype": "float32", "of": "train"}}, design=design
+    )
+    found = gather(moved / "a.h5ad", progress=False)
+    assert found.run.stores == {}
+    assert found.attributions[0].lds is None
+    assert "group" not in {one.name for one in found.columns["train"]}
+
+
+def test_a_store_of_other_models_judges(cells: Path, tmp_path: Path) -> None:
+    shutil.copy(cells / "ridge.h5ad", tmp_path / "r.h5ad")
+    expected = lds(cells / "ridge.h5ad", cells / "b").lds
+    for how in (
+        {"stores": [cells / "b"]},
+        {"test": cells / "b"},
+        {"stores": {"fit": cells / "a"}, "test": cells / "b"},
+    ):
+        found = gather(tmp_path / "r.h5ad", progress=False, **how)  # type: ignore[arg-type]
+        assert found.attributions[0].lds is not None
+        assert found.attributions[0].lds["value"] == pytest.approx(expected)
+        assert found.outputs is not None
+        assert found.store is not None
+        assert found.store.n_models == 60
+    none_left = gather(tmp_path / "r.h5ad", progress=False)
+    assert "fit on fewer rows" in dict(none_left.facts)["LDS of ridge"]
+
+
+def test_scores_of_gradients_are_judged_on_the_outputs_of_their_targets(loose: Path, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(60, 60))
+    scores = Attribution(
+        weights, np.zeros(60), train_columns=np.arange(60), provenance={"sources": [], "n_checkpoints": 2}
+    )
+    path = scores.save(tmp_path / "t.h5ad")
+    found = gather(path, stores=[loose / "st"], progress=False)
+    assert found.attributions[0].lds is not None
+    expected = lds(path, loose / "st", outputs_key="train_margins")
+    assert found.attributions[0].lds["value"] == pytest.approx(expected.lds)
+    assert not found.attributions[0].about()["from_models"]
+    results = report_attribution(path, [loose / "st"], progress=False)
+    assert results["attributions"]["t"]["lds"] == pytest.approx(expected.lds)
+
+
+def test_a_store_is_not_taken_for_a_run(loose: Path, tmp_path: Path) -> None:
+    shutil.copytree(loose / "st", tmp_path / "st")
+    with pytest.raises(
+        RequestError, match=r"st' is a store \(60 models\), not a run; explore an attribution fitted on it: .*a\.h5ad"
+    ):
+        gather(loose / "st")
+    with pytest.raises(RequestError, match=r"not a run; fit it \(datamodels fit"):
+        report_run(tmp_path / "st")
+    with pytest.raises(RequestError, match="there is no run"):
+        gather(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explore", "a.h5ad", "--export", "x.txt"], "--export is 'x.txt'; it must end in .html"),
+        (["report", "a.h5ad", "--out", "x.htm"], "--out is 'x.htm'; it must end in .html"),
+        (["explore", "a.h5ad", "--store", "nowhere", "--export", "x.html"], "there is no store at 'nowhere'"),
+        (["explore", "a.h5ad", "--recipe", "nowhere.yaml", "--export", "x.html"], "cannot read 'nowhere.yaml'"),
+        (["explore", "a.h5ad", "a.h5ad", "--export", "x.html"], "two attributions are called 'a'"),
+        (["explore", "a.h5ad", "st", "--export", "x.html"], "'st' is a folder: give one run"),
+        (["explore", "run", "--recipe", "recipe.yaml", "--export", "x.html"], "recipe goes with attribution files"),
+        (["report", "run", "--test", "st"], "--test goes with attribution files"),
+        (["report", "run", "run"], "2 things were given"),
+        (["report", "a.h5ad", "--store", "st", "--groups", "depth", "--clusters", "3"], "leave it out where a column"),
+        (["run", ".", "--attribution", "a.h5ad"], "give NAME=PATH"),
+        (["run", "run", "--attribution", "a=a.h5ad"], "is there already"),
+        (["run", "st", "--attribution", "a=a.h5ad"], "lies outside of the run's folder 'st'"),
+        (["run", ".", "--attribution", "a=a.h5ad", "--embedding", "b"], "embedding is 'b'; legal: a"),
+        (["run", ".", "--attribution", "a=a.h5ad", "--attribution", "a=b.h5ad"], "names 'a' twice"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    loose: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(loose)
+    (loose / "run").mkdir(exist_ok=True)
+    save_run(loose / "run")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not [*loose.glob("x.*"), *loose.glob("run.json")]
+
+
+def test_the_command_run_writes_what_explore_and_report_take(
+    loose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.h5ad", "b.h5ad", "st"):
+        (shutil.copytree if (loose / name).is_dir() else shutil.copy)(loose / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path.parent)
+    given = ["--attribution", f"ridge={tmp_path / 'a.h5ad'}", "--attribution", f"lasso={tmp_path / 'b.h5ad'}"]
+    given += [
+        "--store",
+        f"cells={tmp_path / 'st'}",
+        "--recipe",
+        str(loose / "recipe.yaml"),
+        "--title",
+        "Cells",
+        "--embedding",
+        "lasso",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path), *given, "--json"])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["attributions"]["lasso"] == {"path": "b.h5ad", "store": "cells", "test": "cells"}
+    assert (said["stores"], said["view"]) == ({"cells": "st"}, {"neighbours": "ridge", "embedding": "lasso"})
+    assert said["recipe"]["cells"]["prepare"]["select"] == 30
+    assert Run.load(tmp_path).title == "Cells"
+    results = report_run(tmp_path, progress=False)
+    assert results["curve"] is None
+    shown = gather(tmp_path, progress=False)
+    for name, file in (("ridge", "a"), ("lasso", "b")):
+        score = lds(loose / f"{file}.h5ad", loose / "st")
+        assert score.n_models == 20
+        assert results["attributions"][name]["lds"] == pytest.approx(score.lds)
+        found = shown.attribution(name).lds
+        assert found is not None
+        assert found["value"] == pytest.approx(score.lds)
+    assert shown.task.prepare is not None
+    fit(Store.open(tmp_path / "st"), Ridge(), outputs_key="train_margins", progress=False).save(tmp_path / "a.h5ad")
+    with pytest.raises(RequestError, match="'ridge' cannot be judged on the store 'cells': 0 rows are left"):
+        report_run(tmp_path, progress=False)
+    assert "0 rows are left" in dict(gather(tmp_path, progress=False).facts)["LDS of ridge"]
+
+
+# -- groups that are given ------------------------------------------------------------------------------
+
+
+def test_clusters_of_an_annotated_file_are_the_subgroups(loose: Path, cells: Path, tmp_path: Path) -> None:
+    found = subgroups(Attribution.load(loose / "a.h5ad"), n_clusters=4)
+    order = np.random.default_rng(0).permutation(60)
+    data = write_to(anndata.read_h5ad(cells.parent / "cells.h5ad"), found)[order]
+    data.write_h5ad(tmp_path / "annotated.h5ad")
+    how = {"recipe": loose / "recipe.yaml", "cache": tmp_path / "kept", "progress": False}
+    shown = gather(loose / "a.h5ad", annotated=tmp_path / "annotated.h5ad", **how)  # type: ignore[arg-type]
+    assert shown.groups is not None
+    assert shown.subgroups is not None
+    assert shown.subgroups["clusters"] == found.clusters.tolist()
+    assert shown.groups["given"] == "datamodels, in annotated.h5ad"
+    assert [(row["cluster"], row["size"]) for row in shown.groups["rows"]] == [
+        (str(k), int((found.clusters == k).sum())) for k in range(4)
+    ]
+    assert {row["stability"] for row in shown.groups["rows"]} == {None}
+    column_ = next(one for one in shown.columns["targets"] if one.name == shown.groups["column"])
+    assert column_.texts() == found.clusters.astype(str).tolist()
+    assert "cluster" in {one.name for one in shown.columns["targets"]}  # that of the data
+    assert shown.meta()["default"]["colour"] == "datamodels"
+    state = [f"{i % 3}" for i in range(60)]
+    from sklearn.metrics import adjusted_rand_score
+
+    assert shown.groups["ari"] == pytest.approx(adjusted_rand_score(state, found.clusters))
+    other = gather(loose / "a.h5ad", annotated=tmp_path / "annotated.h5ad", group_by="donor", **how)  # type: ignore[arg-type]
+    assert other.groups is not None
+    assert other.groups["n_clusters"] == 12
+    data[5:].copy().write_h5ad(tmp_path / "fewer.h5ad")
+    with pytest.raises(RequestError, match="lacks 5 of 60 targets"):
+        gather(loose / "a.h5ad", annotated=tmp_path / "fewer.h5ad", **how)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="has no clusters of"):
+        gather(loose / "a.h5ad", annotated=cells.parent / "cells.h5ad", **how)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="not a readable"):
+        gather(loose / "a.h5ad", annotated=loose / "recipe.yaml", **how)  # type: ignore[arg-type]
+
+
+def test_a_column_of_targets_is_the_subgroups(loose: Path, tmp_path: Path) -> None:
+    data = Attribution(np.random.default_rng(0).normal(size=(20, 36)), np.zeros(36)).to_anndata()
+    data.obs["leiden"] = pd.Categorical([None if i == 0 else f"c{i % 3}" for i in range(36)])
+    data.obs["number"] = 10 - np.arange(36) % 4
+    data.obs["depth"] = np.linspace(0, 1, 36)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    by_text = gather(tmp_path / "a.h5ad", group_by="leiden", progress=False)
+    assert by_text.groups is not None
+    assert [(row["cluster"], row["size"]) for row in by_text.groups["rows"]] == [("c0", 11), ("c1", 12), ("c2", 12)]
+    assert by_text.groups["given"] == "leiden, given in the file"
+    by_number = gather(tmp_path / "a.h5ad", group_by="number", progress=False)
+    assert by_number.groups is not None
+    assert [row["cluster"] for row in by_number.groups["rows"]] == ["7", "8", "9", "10"]
+    assert by_number.groups["rows"][0]["size"] == 9
+    for name, message in (
+        ("depth", "has numbers, not groups; legal: leiden, number"),
+        ("none", "is none of the targets'"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            gather(tmp_path / "a.h5ad", group_by=name, progress=False)
+    data.obs_names = [f"c{i}" for i in range(36)]
+    data[:30].write_h5ad(tmp_path / "short.h5ad")
+    Attribution(np.eye(36, 36), np.zeros(36)).save(tmp_path / "nameless.h5ad")
+    with pytest.raises(RequestError, match="30 observations; there are 36 targets"):
+        gather(tmp_path / "nameless.h5ad", annotated=tmp_path / "short.h5ad", group_by="leiden", progress=False)
 
 
 # -- what is shown is what the package computes ---------------------------------------------------------
@@ -182,8 +450,10 @@ def test_columns_of_targets(client: TestClient, folder: Path) -> None:
     shown = client.get("/api/meta").json()["attributions"][0]["lds"]
     np.testing.assert_allclose([shown["value"], shown["low"], shown["high"]], [score.lds, *score.lds_ci])
     assert shown["ceiling"] == pytest.approx(score.lds_ceiling)
-    np.testing.assert_allclose(column(client, "targets", "val_r2, lasso"), lasso.target_facts["val_r2"], rtol=1e-6)
-    np.testing.assert_array_equal(column(client, "targets", "n_nonzero, lasso"), (lasso.weights != 0).sum(axis=0))
+    np.testing.assert_allclose(
+        column(client, "targets", "R² on held-out models, lasso"), lasso.target_facts["val_r2"], rtol=1e-6
+    )
+    np.testing.assert_array_equal(column(client, "targets", "nonzero weights, lasso"), (lasso.weights != 0).sum(axis=0))
     np.testing.assert_allclose(
         column(client, "targets", "shared top 10, lasso / ridge"), overlap(lasso, ridge).astype(np.float32)
     )

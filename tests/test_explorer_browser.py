@@ -19,13 +19,14 @@ from datamodels.explorer import app, export, gather
 from datamodels.explorer.content import Content
 from datamodels.explorer.verify import Verifier
 from tests.browser import Browser
-from tests.test_explorer import DATA, HOSTILE, cells, content, dense_run, exporting, folder
+from tests.test_explorer import DATA, HOSTILE, cells, content, dense_run, exporting, folder, loose
 
 pytestmark = pytest.mark.browser
 __all__ = [
     "cells",
     "content",
     "folder",
+    "loose",
 ]  # fixtures: a run of 60 targets that are its examples, one of 40 targets and 60 examples
 
 VIEWS = ("map?s=3.1.1", "target/3", "train", "train/5", "groups", "whatif?w=1.1.1", "compare?t=3", "about")
@@ -252,6 +253,68 @@ def test_a_cluster_on_the_map_is_its_members(file: Opened, cells: Path, tmp_path
     assert re.search(
         "Over [0-9]+ models? that did not see it", opened.run("document.getElementById('content').textContent")
     )
+    opened.quiet()
+
+
+def test_donors_are_shown_once_where_their_cells_share_a_weight(
+    file: Opened, loose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_KEPT", 12)
+    content = gather([loose / "a.h5ad", loose / "b.h5ad"], recipe=loose / "recipe.yaml", progress=False)
+    opened = _opened(file.browser, export(content, tmp_path / "cells.html").as_uri())
+    opened.go("target/7")
+    weights = Attribution.load(loose / "a.h5ad").weights[:, 7].astype(np.float64)
+    donors = {f"d{k}": weights[5 * k : 5 * k + 5].sum() for k in range(12)}
+    expected = sorted((name for name in donors if donors[name] > 1e-4), key=lambda name: -donors[name])
+    rows = opened.run("[...document.querySelectorAll('.pair .panel:first-child .row')].map(a => [a.querySelector('b').textContent, "
+                      "a.querySelector('.who small').textContent, a.querySelector('.number').textContent])")  # fmt: skip
+    assert [name for name, _, _ in rows] == expected
+    assert {size for _, size, _ in rows} == {"5 training examples"}
+    assert [float(value) for _, _, value in rows] == pytest.approx([donors[name] for name in expected], rel=0.01)
+    words = opened.run("document.getElementById('content').textContent")
+    assert "a row is a whole one, its bar the sum" in words
+    assert "Remove the 20 most helpful" in words
+    opened.run(
+        "[...document.querySelectorAll('button')].find(b => b.textContent.includes('most helpful: what')).click()"
+    )
+    opened.browser.until(f"{STATE}.view === 'whatif'")
+    chosen = [5 * int(name[1:]) + i for name in expected[:4] for i in range(5)]
+    assert opened.run(f"{STATE}.whatif") == sorted(chosen)
+    opened.show("target/7?a=lasso")
+    assert "not how it is divided among them" in opened.run("document.getElementById('content').textContent")
+    opened.show("about")
+    headings = opened.run("[...document.querySelectorAll('#content .panel')].map(p => p.firstChild.textContent)")
+    assert headings == ["Is it right?", "What was run", "To take away"]  # and no 0 before it
+    opened.quiet()
+
+
+def test_a_name_without_a_label_is_shown_once(file: Opened, loose: Path, tmp_path: Path) -> None:
+    content = gather(loose / "a.h5ad", cache=tmp_path / "kept", progress=False)
+    opened = _opened(file.browser, export(content, tmp_path / "bare.html").as_uri())
+    opened.go("groups")
+    tiles = opened.run("[...document.querySelectorAll('.tile')].map(t => t.innerText.trim())")
+    assert tiles
+    assert all(re.fullmatch("cell[0-9]+", text) for text in tiles)
+    opened.show("map")
+    assert opened.run("[...document.querySelectorAll('.tools [data-mode]')].map(b => b.textContent)") == [
+        "Move",
+        "Select freely",
+        "Select a box",
+    ]
+    opened.quiet()
+
+
+def test_given_groups_are_shown_and_mapped_by_their_names(file: Opened, loose: Path, tmp_path: Path) -> None:
+    content = gather(
+        loose / "a.h5ad", recipe=loose / "recipe.yaml", group_by="state", cache=tmp_path / "kept", progress=False
+    )
+    opened = _opened(file.browser, export(content, tmp_path / "given.html").as_uri())
+    opened.go("groups")
+    assert "3 groups of targets: state" in opened.run("document.getElementById('content').textContent")
+    opened.run("document.querySelectorAll('.groups tbody tr')[1].querySelector('button').click()")
+    opened.browser.until(f"{STATE}.view === 'map' && document.querySelector('.js-plotly-plot')?.data")
+    shown = opened.run(f"{PLOT}.data[0].x.map((x, i) => x === null ? -1 : i).filter(i => i >= 0)")
+    assert shown == list(range(1, 60, 3))
     opened.quiet()
 
 

@@ -213,7 +213,7 @@ GIVEN = "dataset: digits\nrecipe: {}\n"
         ("dataset: digits\nrecipe: {lr: fast}\n", "the recipe cannot take {'lr': 'fast'}"),
         ("dataset: 5\nrecipe: {}\n", "dataset is 5; give a Dataset, or its name"),
         (GIVEN + "outputs: margin\n", r"outputs are \('margin',\); give a list of names"),
-        (GIVEN + "outputs:\n", r"outputs are \(None,\)"),
+        (GIVEN + "outputs:\n", r"outputs are \('None',\)"),
         (GIVEN + "splits: [validation]\n", r"splits are \('validation',\); legal: test, train, or both"),
         (GIVEN + "splits: []\n", r"splits are \(\)"),
         (GIVEN + "dtype: int8\n", "dtype is 'int8'; legal: float16, float32, float64"),

@@ -260,6 +260,29 @@ def test_bad_requests_are_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_recipes_that_have_no_scores_say_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(40))
+    (tmp_path / "rows.csv").write_text(f"x,y,label\n{rows}")
+    given = {
+        "dataset": {"kind": "table", "path": "rows.csv", "label": "label"},
+        "splits": ["train"],
+        "recipe": {"architecture": "linear"},
+    }
+    for prepare, message in (
+        ({}, "no test examples to score: give targets 'train' (--targets train)"),
+        ({"scale": True}, "standardise: true"),
+    ):
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({**given, **({"prepare": prepare} if prepare else {})}))
+        assert message in in_process(capsys, "trak", "--recipe", "r.yaml", "--out", "a.h5ad", status=2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "rows.csv"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**given, "recipe": {**given["recipe"], "standardise": True}}))  # type: ignore[dict-item]
+    options = ["--targets", "train", "--checkpoints", "2"]
+    assert in_process(capsys, "trak", "--recipe", "r.yaml", "--out", "a.h5ad", *options)["n_targets"] == 40
+
+
 def test_the_library_refuses_as_the_command_does(task: TrainRecipe, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="targets are 'both'; legal: test, train"):
         trak_of_recipe(task, tmp_path, targets="both")  # type: ignore[arg-type]

@@ -80,6 +80,7 @@ class Shown:
             "units": str(self.file.provenance.get("units", "output units" if fitted else "arbitrary")),
             "lds": score,
             "calibrated": self.calibrated,
+            "from_models": fitted and "n_checkpoints" not in self.file.provenance,
             "n_nonzero_median": float(np.median(self.sums["n_nonzero"])),
             "cut": CUT if most > CUT else None,
         }

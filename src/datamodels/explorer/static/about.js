@@ -14,7 +14,7 @@ function scores({ attributions, train }) {
     el("tbody", null, attributions.map((a) => el("tr", null, el("th", { scope: "row" }, a.name), el("td", null, a.estimator), el("td", null, a.units),
       scored && [el("td", null, el("strong", null, figure(a.lds?.value))), el("td", null, a.lds ? `${figure(a.lds.low)} to ${figure(a.lds.high)}` : "–"), el("td", null, figure(a.lds?.ceiling))],
       wholly && [el("td", null, figure(a.lds?.pearson)), el("td", null, figure(a.lds?.r2)), el("td", null, figure(a.lds?.models))],
-      el("td", null, figure(a.n_nonzero_median), a.cut ? ` (the ${a.cut} strongest are ${!a.steps ? "kept" : train.together ? "exact" : "listed"} here)` : ""))))));
+      el("td", null, figure(a.n_nonzero_median), a.cut ? ` (the ${a.cut} strongest are ${!a.steps ? "kept" : train.together && a.from_models ? "exact" : "listed"} here)` : ""))))));
 }
 
 /** LDS against models, and what more of them would give. */

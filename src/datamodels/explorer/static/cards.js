@@ -90,9 +90,9 @@ export function weightList(source, side, words, items, { shown = 12, unit = "", 
   return el("div", null, list, more);
 }
 
-/** The groups of training examples that are in the training set together: `codes` of all, `names` by code; null where there are none. */
-export async function togetherOf(source) {
-  const facts = source.columnFacts("train", source.about.train.together);
+/** The groups of training examples that models saw together, where an attribution is a fit to models: `codes` of all, `names` by code; else null. */
+export async function togetherOf(source, attribution) {
+  const facts = source.columnFacts("train", source.togetherColumn(attribution));
   return facts ? { codes: await source.column("train", facts.name), names: facts.categories, name: facts.name } : null;
 }
 

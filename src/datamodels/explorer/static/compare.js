@@ -18,10 +18,10 @@ function mean(values) {
 async function sideBySide(source, words, train, i) {
   if (i === null) return [el("p", { class: "quiet" }, "Choose a target on the map to see both lists of training examples.")];
   const names = [state.attribution, state.other], details = await source.details("targets", i);
-  const together = await togetherOf(source), both = await Promise.all(names.map((name) => source.weights(name, "targets", i)));
+  const together = await Promise.all(names.map((name) => togetherOf(source, name))), both = await Promise.all(names.map((name) => source.weights(name, "targets", i)));
   const tops = both.map((weights) => new Set(weights.indices.subarray(0, 20)));
-  const signs = both.map((weights, k) => bySign(weights, details.intervals?.[names[k]], { k: 10, together }));
-  return [el("h2", null, `Target ${i}${words.label(i) ? `: ${words.label(i)}` : ""}`), legendOfLists("", signs.flatMap((one) => [...one.positive, ...one.negative]), together),
+  const signs = both.map((weights, k) => bySign(weights, details.intervals?.[names[k]], { k: 10, together: together[k] }));
+  return [el("h2", null, `Target ${i}${words.label(i) ? `: ${words.label(i)}` : ""}`), legendOfLists("", signs.flatMap((one) => [...one.positive, ...one.negative]), together.find(Boolean)),
     el("div", { class: "pair" }, signs.map(({ positive, negative }, k) => {
       const shared = [...tops[k]].filter((j) => tops[1 - k].has(j)).length;
       return el("section", { class: "panel", "aria-label": names[k] }, el("h2", null, names[k], el("small", null, ` ${shared} of its 20 strongest are in both`)),

@@ -93,7 +93,7 @@ export class FileSource extends Source {
       return sorted(indices, values);
     }
     const { indptr, indices, values } = this.rows(attribution), kept = indices.subarray(indptr[i], indptr[i + 1]), exact = values.subarray(indptr[i], indptr[i + 1]);
-    const whole = this.about.train.together ? this.rounded(attribution) : null;
+    const whole = this.togetherColumn(attribution) ? this.rounded(attribution) : null;
     if (!whole) return sorted(kept, exact);
     const all = Float32Array.from({ length: this.about.n_train }, (_, j) => whole.values[j * this.about.n_targets + i] * whole.units[i]);
     kept.forEach((j, k) => (all[j] = exact[k]));

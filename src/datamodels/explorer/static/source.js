@@ -21,6 +21,11 @@ export class Source {
     return this.about.attributions.findIndex((a) => a.name === name);
   }
 
+  /** The column of training examples that an attribution's models saw together; null where there is none. */
+  togetherColumn(attribution) {
+    return this.about.attributions[this.attributionNumber(attribution)].from_models ? this.about.train.together : null;
+  }
+
   columnFacts(side, name) {
     return this.about[side].columns.find((column) => column.name === name);
   }

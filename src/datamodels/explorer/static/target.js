@@ -77,7 +77,7 @@ export function twoLists(source, side, words, { positive, negative }, titles, un
 export async function targetView(source) {
   const i = state.index, name = state.attribution;
   const [details, weights, words, train, table, together] = await Promise.all([
-    source.details("targets", i), source.weights(name, "targets", i), wording(source, "targets"), wording(source, "train"), columnTable(source, "targets", i), togetherOf(source)]);
+    source.details("targets", i), source.weights(name, "targets", i), wording(source, "targets"), wording(source, "train"), columnTable(source, "targets", i), togetherOf(source, name)]);
   const signs = bySign(weights, details.intervals?.[name], { together }), path = ofAttribution(details.path, name), unit = unitOf(source);
   const ask = (items, noun) => {
     const chosen = strongestOf(items);

@@ -33,7 +33,7 @@ export async function trainView(source) {
   if (state.index === null) return listView(source);
   const i = state.index, name = state.attribution;
   const [details, weights, words, targets, table, together] = await Promise.all([
-    source.details("train", i), source.weights(name, "train", i), wording(source, "train"), wording(source, "targets"), columnTable(source, "train", i), togetherOf(source)]);
+    source.details("train", i), source.weights(name, "train", i), wording(source, "train"), wording(source, "targets"), columnTable(source, "train", i), togetherOf(source, name)]);
   const signs = bySign(weights, details.intervals?.[name]), unit = unitOf(source), listed = state.whatif.includes(i);
   const helped = weights.values.filter((value) => value > 0).length, hurt = weights.values.filter((value) => value < 0).length;
   const { cut, steps } = source.about.attributions.find((a) => a.name === name);
