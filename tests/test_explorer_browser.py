@@ -269,7 +269,7 @@ def test_donors_are_shown_once_where_their_cells_share_a_weight(
     rows = opened.run("[...document.querySelectorAll('.pair .panel:first-child .row')].map(a => [a.querySelector('b').textContent, "
                       "a.querySelector('.who small').textContent, a.querySelector('.number').textContent])")  # fmt: skip
     assert [name for name, _, _ in rows] == expected
-    assert {size for _, size, _ in rows} == {"5 training examples"}
+    assert {size for _, size, _ in rows} == {"5 examples"}
     assert [float(value) for _, _, value in rows] == pytest.approx([donors[name] for name in expected], rel=0.01)
     words = opened.run("document.getElementById('content').textContent")
     assert "a row is a whole one, its bar the sum" in words

@@ -17,6 +17,7 @@ from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.design import Design, Kind
 from datamodels.errors import CampaignError, DatamodelsWarning, RequestError
+from datamodels.explorer.assemble import recipe_of
 from datamodels.progress import note
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
@@ -151,7 +152,7 @@ def run_experiment(
         dataset=parts[0].task.data.name,
         task="datamodels.training.ensemble:TrainRecipe",
         commands=list(commands),
-        recipe={part.name: part.task.recipe.changed() for part in parts},
+        recipe={part.name: recipe_of(part.task) for part in parts},
         stores={part.name: part.name for part in parts},
         attributions={
             item.name: RunAttribution(path=f"{item.name}.h5ad", store=item.store, test=item.test) for item in fits

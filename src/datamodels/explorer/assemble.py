@@ -163,7 +163,7 @@ def run_of(
         path = os.path.relpath(file.path.resolve(), known.root)
         attributions[name] = RunAttribution(path=path, store=store, test=judged_on or other)
     first = next(iter(opened_files))
-    described = {} if task is None else {name: _recipe_of(task) for name in known.named or {"models": ""}}
+    described = {} if task is None else {name: recipe_of(task) for name in known.named or {"models": ""}}
     when = datetime.fromtimestamp(opened_files[first].path.stat().st_mtime, UTC)
     return Run(
         title=title or f"Datamodels of {opened_files[first].path.name}",
@@ -260,7 +260,7 @@ def task_of(run: Run, store: str | None) -> TrainRecipe | None:
     )
 
 
-def _recipe_of(task: TrainRecipe) -> dict[str, Any]:
+def recipe_of(task: TrainRecipe) -> dict[str, Any]:
     """What `task_of` reads."""
     return {**task.recipe.changed(), **({} if task.prepare is None else {_PREPARE: task.prepare.to_dict()})}
 

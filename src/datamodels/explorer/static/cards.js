@@ -72,7 +72,7 @@ export function weightList(source, side, words, items, { shown = 12, unit = "", 
   const domain = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const row = (item) => el("li", null, link({ view: VIEW_OF[side], index: item.index }, { class: "row" },
     thumb(source, side, item.index, 40) ?? el("span", { class: "snippet" }, item.group ? "" : words.text(item.index)),
-    item.group ? el("span", { class: "who" }, el("b", null, item.group), el("small", null, `${item.members.length} training examples`))
+    item.group ? el("span", { class: "who" }, el("b", null, item.group), el("small", null, `${item.members.length} examples`))
       : el("span", { class: "who" }, el("b", null, words.label(item.index) || words.id(item.index)),
         el("small", { title: words.id(item.index) }, words.label(item.index) ? `#${words.id(item.index)}` : "")),
     bar(item.value, item.interval, domain),
