@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,10 @@ from datamodels.regression.statistics import Statistics
 from datamodels.store import Store
 from tests.s3 import s3  # noqa: F401
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a job in a shell's background, whose children would be deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Quick sizes have so few models that some training examples are in none of their subsets.
 few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
