@@ -157,7 +157,7 @@ class Validation:
             return Verdict(question, None, "It needs the labels of the targets.")
         classes = len(np.unique(self.labels))
         (found,) = confounding(self.groups.clusters, {"class": self.labels.astype(str)}).columns
-        words = f"{self.groups.n_clusters} clusters, {classes} classes; between them Cramér's V = {found.effect:.2f}"
+        words = f"{self.groups.n_clusters} clusters, {classes} {'class' if classes == 1 else 'classes'}; between them Cramér's V = {found.effect:.2f}"
         if found.effect >= _REPEATS and self.groups.n_clusters <= classes:
             return Verdict(question, False, f"{words}: the clusters are the labels again, nothing hidden.")
         return Verdict(question, True, f"{words}.")
