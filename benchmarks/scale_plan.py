@@ -23,9 +23,9 @@ from datamodels.design import Design
 from datamodels.regression.problem import Problem
 from datamodels.regression.statistics import Statistics
 from datamodels.store.base import row_checksum
+from datamodels.store.zarr_format import BLOCKS_PER_STATE
 from datamodels.threads import n_threads
 
-BLOCKS_PER_STATE = 16
 SMALLEST_BLOCK = 8
 LONGEST_BLOCK = 300.0  # seconds of work that are written together
 GRAM_BYTES, CROSS_BYTES = 4, 4

@@ -17,7 +17,6 @@ from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.design import Design, Kind
 from datamodels.errors import CampaignError, DatamodelsWarning, RequestError
-from datamodels.explorer.assemble import recipe_of
 from datamodels.progress import note
 from datamodels.regression.estimators import Estimator
 from datamodels.regression.fit import fit
@@ -130,6 +129,7 @@ def run_experiment(
         when some of the models could not be trained.
     """
     from datamodels.explorer import report_run  # its server is heavy, and worker processes import this module
+    from datamodels.explorer.assemble import TASK, recipe_of
 
     folder = Path(folder)
     _warn_of_parted_groups(parts)
@@ -150,7 +150,7 @@ def run_experiment(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=parts[0].task.data.name,
-        task="datamodels.training.ensemble:TrainRecipe",
+        task=TASK,
         commands=list(commands),
         recipe={part.name: recipe_of(part.task) for part in parts},
         stores={part.name: part.name for part in parts},

@@ -165,10 +165,7 @@ class Part:
     def write(self, overwrite: bool) -> list[int]:
         """Write what is not complete. Returns the rows that were written."""
         state, tag = self.states.known(self.number)
-        status = state >> SHIFT
-        first = self.number * self.states.rows
-        touched = set((np.flatnonzero(status) + first) // self.states.block_rows)
-        fresh = ~np.isin(self.blocks, list(touched)) if touched else np.ones(len(self.rows), np.bool_)
+        fresh = ~np.isin(self.blocks, self._blocks_with(state >> SHIFT != 0))
         written = np.zeros(len(self.rows), np.bool_)
         if fresh.any():
             written |= self._create(np.flatnonzero(fresh), state, tag)
@@ -246,8 +243,7 @@ class Part:
         until = time.monotonic() + self.states.lease / 2
         if not self.states.swap(self.number, claimed, tag):
             return taken[:0]
-        first = self.number * self.states.rows
-        kept = set(((np.flatnonzero(claimed >> SHIFT == COMPLETE) + first) // self.states.block_rows).tolist())
+        kept = set(self._blocks_with(claimed >> SHIFT == COMPLETE).tolist())
         jobs = [(key, block, block in kept) for block in np.unique(self.blocks[taken]).tolist() for key in self.values]
         try:
             self.states.parallel(lambda job: self._put_into(*job, taken, until), jobs)
@@ -292,6 +288,10 @@ class Part:
                 return
             except Changed:
                 continue
+
+    def _blocks_with(self, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Blocks of which a row is marked, given one mark per row of this chunk of states."""
+        return np.unique((np.flatnonzero(marked) + self.number * self.states.rows) // self.states.block_rows)
 
     # -- bytes -----------------------------------------------------------------------------------------
 
