@@ -10,7 +10,7 @@ WORKERS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-scale faults lint format bench bench-regression bench-training bench-trak bench-scale clean
+.PHONY: help install demo test test-slow test-scale test-notebooks tutorials docs faults lint format bench bench-regression bench-training bench-trak bench-scale clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,13 +37,27 @@ demo: install  ## Thousands of networks on digits, datamodels, proof, and a page
 	$(BIN)/datamodels demo --out runs/demo
 
 test: $(VENV)/test.stamp  ## Run the tests
-	$(PYTEST) -m 'not slow and not browser and not faults and not slurm and not ray' -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m 'not slow and not browser and not faults and not slurm and not ray and not notebooks' -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/test.stamp  ## Run the slow and the browser tests (needs chromium and parallel)
 	$(PYTEST) -m 'slow or browser'
 
 test-scale: $(VENV)/test.stamp  ## Run the tests of faults, Ray and SLURM (needs munge, mariadb-server, slurm-wlm, slurmdbd, and root)
 	$(PYTEST) -m 'faults or ray or slurm'
+
+$(VENV)/notebooks.stamp: $(VENV)/test.stamp
+	$(PIP) -e '.[notebooks]'
+	@touch $@
+
+test-notebooks: $(VENV)/notebooks.stamp  ## Execute the tutorials at a quick size
+	$(PYTEST) -m notebooks
+
+tutorials: $(VENV)/notebooks.stamp  ## Execute the tutorials at full size and keep their pictures
+	$(BIN)/python -m tests.tutorials
+
+docs: $(VENV)/notebooks.stamp  ## Build the documentation into site/
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 faults: $(VENV)/test.stamp  ## 1,000 random kills over a local store, 100 over S3, Ray and SLURM each (needs what test-scale does)
 	$(BIN)/python -m tests.fault_campaign

@@ -220,6 +220,11 @@ class Design:
                 out[row - start] = self._mask_number(row // self.replicates)
         return out
 
+    def masks_of(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """The subsets of these rows, in their order, bool (len(rows), n_train)."""
+        index = np.asarray(rows, dtype=np.int64)
+        return np.array([self.mask(row) for row in index.tolist()], dtype=np.bool_).reshape(len(index), self.n_train)
+
     def _mask_number(self, k: int) -> NDArray[np.bool_]:
         alpha = float(self.alpha or 0)
         if self.kind == "fixed_size":

@@ -331,17 +331,22 @@ class Store(ABC):
         outside = index[(index < 0) | (index >= self.n_models)]
         if len(outside):
             raise RequestError(f"row {outside[0]} is outside of the store's rows 0..{self.n_models - 1}")
-        ready = check_rows(self.spec.fields, self._with_parameters(index, self._with_masks(index, values)), len(index))
+        ready = check_rows(self._stored, self._with_parameters(index, self._with_masks(index, values)), len(index))
         return self._write_rows(index, ready, overwrite)
 
     @abstractmethod
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]: ...
 
+    @property
+    def _stored(self) -> Mapping[str, KeySpec]:
+        """The schema of the keys whose values are written."""
+        return self.spec.fields
+
     def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
         """`values` with the design's masks, after a look at those that the task returned."""
         if self.design is None or MASKS not in self.spec.fields or not isinstance(values, Mapping):
             return values
-        masks = np.array([self.design.mask(int(row)) for row in rows], dtype=np.bool_).reshape(-1, self.design.n_train)
+        masks = self.design.masks_of(rows)
         if MASKS in values:
             given = np.asarray(values[MASKS])
             if given.shape != masks.shape or not np.array_equal(given, masks):
@@ -586,7 +591,7 @@ def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
     """CRC-32 over the row's index and, key by key in sorted order, its bytes."""
     crc = zlib.crc32(row.to_bytes(8, "little"))
     for key in sorted(values):
-        crc = zlib.crc32(np.ascontiguousarray(values[key]).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(values[key]).reshape(-1).view(np.uint8), crc)
     return crc
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line
-from datamodels.spec import DESIGN_MASKS, KeySpec
+from datamodels.spec import DESIGN_MASKS, MASKS, KeySpec
 from datamodels.store.array import npy_bytes
 from datamodels.store.base import Store, row_checksum
 from datamodels.store.lazy import LazyRows
@@ -20,7 +21,7 @@ from datamodels.store.meta import Meta
 from datamodels.store.objects import Changed, Objects
 from datamodels.store.records import beat_of, campaign_file
 from datamodels.store.remote_rows import COMPLETE, LOW, SHIFT, Part, RowStates
-from datamodels.store.zarr_format import ATTRIBUTE, REMEDY, ROOT, arrays, block_rows, root
+from datamodels.store.zarr_format import ATTRIBUTE, REMEDY, ROOT, arrays, block_rows, drawn, root
 
 
 class RemoteStore(Store):
@@ -57,7 +58,7 @@ class RemoteStore(Store):
             if array is not None:
                 objects.put(f"{name}.npy", npy_bytes(array))
         try:
-            for name, document in arrays(meta.spec, block).items():
+            for name, document in arrays(meta, block).items():
                 objects.create(f"{name}/{ROOT}", document)
             # Last, since an address without it is no store.
             objects.create(ROOT, root(meta, block))
@@ -109,7 +110,7 @@ class RemoteStore(Store):
 
     def _check_arrays(self) -> None:
         """That the arrays are those that the schema says."""
-        wanted = arrays(self.spec, self.block_rows)
+        wanted = arrays(self._meta, self.block_rows)
         for name, found in zip(
             wanted, self._states.parallel(self._objects.read, (f"{n}/{ROOT}" for n in wanted)), strict=True
         ):
@@ -137,6 +138,8 @@ class RemoteStore(Store):
 
     def array(self, key: str) -> NDArray[Any]:
         field = self.field(key)
+        if self.design is not None and key in drawn(self._meta):
+            return DrawnMasks(self.design, field)  # type: ignore[return-value]
         if self._zarr is None:
             import zarr
             from zarr.storage import ObjectStore
@@ -159,22 +162,36 @@ class RemoteStore(Store):
 
     # -- writing --------------------------------------------------------------------------------------
 
+    @property
+    def _stored(self) -> Mapping[str, KeySpec]:
+        return {key: field for key, field in self.spec.fields.items() if key not in drawn(self._meta)}
+
+    def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
+        if MASKS not in drawn(self._meta) or not isinstance(values, Mapping):
+            return values
+        seen = super()._with_masks(rows, values) if MASKS in values else values
+        return {key: value for key, value in seen.items() if key != MASKS}
+
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]:
         written: list[int] = []
         stored = values
         if (np.diff(rows) < 0).any():
             order = np.argsort(rows)
             rows, stored = rows[order], {key: value[order] for key, value in values.items()}
-        sums = np.array(
-            [row_checksum(int(row), {key: value[i] for key, value in stored.items()}) for i, row in enumerate(rows)],
-            dtype=np.uint64,
-        )
         numbers = rows // self._states.rows
         for number in np.unique(numbers).tolist():
             at = slice(*np.searchsorted(numbers, [number, number + 1]).tolist())
-            part = Part(self._states, number, rows[at], {key: value[at] for key, value in stored.items()}, sums[at])
+            part = Part(self._states, number, rows[at], {key: value[at] for key, value in stored.items()}, self._sums)
             written += part.write(overwrite)
         return sorted(written)
+
+    def _sums(self, rows: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint64]:
+        """The checksum of each row, over what is stored and what is drawn."""
+        whole = {**values, **({MASKS: self.design.masks_of(rows)} if self.design and drawn(self._meta) else {})}
+        sums = [
+            row_checksum(row, {key: value[i] for key, value in whole.items()}) for i, row in enumerate(rows.tolist())
+        ]
+        return np.array(sums, dtype=np.uint64)
 
     def _forget(self, rows: NDArray[np.int64]) -> None:
         self._states.forget(rows)
@@ -188,7 +205,7 @@ class RemoteStore(Store):
             assert isinstance(fresh, RemoteStore)
             meta = fresh._meta.with_models(fresh.n_models + k)
             try:
-                for name, document in arrays(meta.spec, fresh.block_rows).items():
+                for name, document in arrays(meta, fresh.block_rows).items():
                     self._grow(f"{name}/{ROOT}", document)
                 self._objects.replace(ROOT, root(meta, fresh.block_rows), None if found is None else found[1])
                 break
@@ -273,6 +290,25 @@ class RemoteArray(LazyRows):
                 ) from None
 
         return self._objects.persist(once, "read", self._chunks.path)
+
+
+class DrawnMasks(LazyRows):
+    """Masks that a design draws where they are asked for, so that they need no storage.
+
+    Parameters
+    ----------
+    design
+        Of the store.
+    field
+        The schema of the key.
+    """
+
+    def __init__(self, design: Design, field: KeySpec) -> None:
+        self._design = design
+        self.shape, self.dtype = (design.n_models, *field.shape), field.numpy_dtype
+
+    def _read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return self._design.masks_of(rows).astype(self.dtype, copy=False)
 
 
 def _npy(objects: Objects, name: str, address: str) -> Any:

@@ -25,7 +25,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -132,12 +132,16 @@ class RowStates:
                 if not len(done) or self.swap(number, state, tag):
                     break
 
-    def parallel(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-        """The function of each item, in threads: requests wait."""
+    def parallel(
+        self, function: Callable[[_T], _R], items: Iterable[_T], meanwhile: Callable[[], object] | None = None
+    ) -> list[_R]:
+        """The function of each item, in threads: requests wait. What is to be done `meanwhile` is done in this one."""
         work = list(items)
-        if len(work) < 2:
+        if len(work) < 2 and meanwhile is None:
             return [function(item) for item in work]
         running = [_threads().submit(function, item) for item in work]
+        if meanwhile is not None:
+            meanwhile()
         wait(running)  # all of them, since nothing may go on behind an error
         return [one.result() for one in running]
 
@@ -147,7 +151,7 @@ class _Late(Exception):
 
 
 class Part:
-    """Rows of one chunk of ``_rows`` that are to be written, ascending, with their values and checksums."""
+    """Rows of one chunk of ``_rows`` that are to be written, ascending, with their values, and what computes checksums of rows."""
 
     def __init__(
         self,
@@ -155,12 +159,17 @@ class Part:
         number: int,
         rows: NDArray[np.int64],
         values: dict[str, NDArray[Any]],
-        sums: NDArray[Any],
+        sums: Callable[[NDArray[np.int64], Mapping[str, NDArray[Any]]], NDArray[np.uint64]],
     ) -> None:
         self.states, self.number, self.rows, self.values = states, number, rows, values
-        self.complete = (COMPLETE << SHIFT) | sums
+        self._sums = sums
         self.at = rows - number * states.rows
         self.blocks = rows // states.block_rows
+
+    @functools.cached_property
+    def complete(self) -> NDArray[np.uint64]:
+        """The states of these rows once they are complete, (rows,)."""
+        return (COMPLETE << SHIFT) | self._sums(self.rows, self.values)
 
     def write(self, overwrite: bool) -> list[int]:
         """Write what is not complete. Returns the rows that were written."""
@@ -179,7 +188,7 @@ class Part:
     def _create(self, positions: NDArray[np.int64], state: NDArray[np.uint64], tag: Any) -> NDArray[np.bool_]:
         """Create the chunks of blocks and mark the rows of those that were all created. Returns which rows, (rows,)."""
         jobs = [(key, block) for block in np.unique(self.blocks[positions]).tolist() for key in self.values]
-        made = dict(zip(jobs, self.states.parallel(self._create_chunk, jobs), strict=True))
+        made = dict(zip(jobs, self.states.parallel(self._create_chunk, jobs, lambda: self.complete), strict=True))
         mine = np.zeros(len(self.rows), np.bool_)
         for position in positions:
             mine[position] = all(made[key, self.blocks[position]] for key in self.values)

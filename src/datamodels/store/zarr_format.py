@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, RequestError, first_line
-from datamodels.spec import Spec
+from datamodels.spec import MASKS, Spec
 from datamodels.store.meta import Meta
 
 ROWS = "_rows"
@@ -37,7 +37,7 @@ def decoded(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], name: str
 
 
 def packs(dtype: np.dtype[Any]) -> bool:
-    """Whether chunks are compressed: masks and integers are; noise in floats does not shrink."""
+    """Whether chunks are compressed: bools and integers are; noise in floats does not shrink."""
     return dtype.kind in "bui"
 
 
@@ -52,12 +52,20 @@ def block_rows(spec: Spec) -> int:
     return max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // max(1, largest)))
 
 
-def arrays(spec: Spec, block: int) -> dict[str, bytes]:
+def drawn(meta: Meta) -> set[str]:
+    """Keys that are not stored, since the design draws them again."""
+    return {MASKS} & set(meta.spec.fields) if meta.design is not None else set()
+
+
+def arrays(meta: Meta, block: int) -> dict[str, bytes]:
     """The Zarr metadata of every array, name -> JSON."""
+    spec = meta.spec
     taken = [key for key in spec.fields if key in _TAKEN or key.endswith(".npy")]
     if taken:
         raise RequestError(f"a remote store needs the name {taken[0]!r} for itself; give the key another")
-    fields = {key: (field.numpy_dtype, field.shape, block) for key, field in spec.fields.items()}
+    fields = {
+        key: (field.numpy_dtype, field.shape, block) for key, field in spec.fields.items() if key not in drawn(meta)
+    }
     fields[ROWS] = (np.dtype(np.uint64), (), block * BLOCKS_PER_STATE)
     return {name: _array(dtype, (spec.num_models, *shape), rows) for name, (dtype, shape, rows) in fields.items()}
 
