@@ -367,7 +367,7 @@ def over_ray(kills: int, folder: Path) -> Counts:
 
 def over_slurm(kills: int, folder: Path) -> Counts:
     """Kills over a SLURM of one node: processes of jobs, drivers, or both."""
-    from datamodels.executors.slurm import Slurm
+    from datamodels.executors import Slurm
     from tests.slurm_cluster import cluster
 
     marker = f"SLURM_CONF={folder}/slurm/slurm.conf".encode()

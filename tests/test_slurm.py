@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from datamodels.errors import RequestError
-from datamodels.executors import executor_named, slurm_queue
-from datamodels.executors.slurm import Slurm
+from datamodels.executors import Slurm, executor_named, slurm_queue
 from datamodels.store import Store
 from datamodels.training.campaign import Summary, train
 from tests import slurm_cluster, tasks

@@ -110,7 +110,14 @@ def share(
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise RequestError(f"the share is {part!r}; give I/N with I from 0 to N - 1, like 0/64")
     result = train_share(
-        store, work_of(task, recipe), int(index), int(count), jobs=jobs, timeout=timeout, threads=threads
+        store,
+        work_of(task, recipe),
+        int(index),
+        int(count),
+        jobs=jobs,
+        timeout=timeout,
+        threads=threads,
+        progress=not as_json,
     )
     text = f"share {part} of {store}: {result.done} rows done"
     if result.failed:

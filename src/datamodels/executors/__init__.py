@@ -3,5 +3,6 @@
 from datamodels.executors.base import Executor, MakeExecutor, RowOutcome, Runner
 from datamodels.executors.names import EXECUTORS, executor_named
 from datamodels.executors.ray import Ray
+from datamodels.executors.slurm import Slurm
 
-__all__ = ["EXECUTORS", "Executor", "MakeExecutor", "Ray", "RowOutcome", "Runner", "executor_named"]
+__all__ = ["EXECUTORS", "Executor", "MakeExecutor", "Ray", "RowOutcome", "Runner", "Slurm", "executor_named"]

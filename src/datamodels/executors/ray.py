@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from datamodels.errors import CampaignError, RequestError, first_line
 from datamodels.executors.base import Executor, RowOutcome, Runner, standard_output_to_error
 from datamodels.executors.local import LocalExecutor
+from datamodels.executors.packed import PackedRunner
 from datamodels.executors.pool import Pool
 from datamodels.executors.ray_session import connected, no_place, places, reason
 from datamodels.memory import bytes_of
@@ -102,33 +103,13 @@ def _options(need: Mapping[str, float]) -> dict[str, Any]:
     return options | ({"memory": int(need["memory"])} if "memory" in need else {})
 
 
-@dataclass
-class _Parcel:
-    """A runner that only worker processes unpack."""
-
-    content: bytes
-    place: str
-    whole_blocks: bool
-    _runner: Any = field(default=None, repr=False)
-
-    def prepare(self) -> None:
-        import cloudpickle
-
-        if self._runner is None:
-            self._runner = cloudpickle.loads(self.content)
-            self._runner.prepare()
-
-    def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:
-        return self._runner(rows)
-
-
 class _Worker:
     """The actor: runs blocks in a process of its own, which it replaces when a row hangs or kills it.
 
     So rows end as they do on one machine, and an actor is lost only with its node, or for memory.
     """
 
-    def __init__(self, parcel: _Parcel, timeout: float | None, threads: int, path: Sequence[str]) -> None:
+    def __init__(self, parcel: PackedRunner, timeout: float | None, threads: int, path: Sequence[str]) -> None:
         sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
         sys.modules["__main__"].__file__ = None  # Ray's own program, which processes would load
         self._process = LocalExecutor(parcel, jobs=1, timeout=timeout, threads=threads)
@@ -199,7 +180,7 @@ class RayExecutor(Executor):
 
             if self._wanted is None and not places(self._need):
                 raise RequestError(f"{no_place(self._need)}; give jobs where nodes will join")
-            self._parcel = ray.put(_Parcel(content, self._runner.place, self._runner.whole_blocks))
+            self._parcel = ray.put(PackedRunner(content, self._runner.place, self._runner.whole_blocks))
             self._served = time.monotonic()
             self._look()
             self._stack = stack.pop_all()

@@ -15,6 +15,7 @@ from typing import Any
 
 from datamodels.executors.base import RowOutcome, Runner
 from datamodels.executors.local import LocalExecutor
+from datamodels.executors.packed import PackedRunner
 
 _TICK = 0.25
 _AFTER_SIGTERM = 120.0  # seconds
@@ -68,29 +69,6 @@ def read_news(file: Path, start: int = 0) -> tuple[list[RowOutcome], int]:
         with contextlib.suppress(ValueError, TypeError):  # cut off when its job was killed
             news.append(RowOutcome(**json.loads(line)))
     return news, start + whole
-
-
-@dataclass
-class PackedRunner:
-    """A runner in a file, which only worker processes unpack."""
-
-    file: Path
-    place: str
-    whole_blocks: bool
-    _runner: Any = field(default=None, repr=False)
-
-    def prepare(self) -> None:
-        import cloudpickle
-
-        if self._runner is None:
-            # The notice of a time limit reaches all processes of a job; it is for the one that watches this one.
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            self._runner = cloudpickle.loads(self.file.read_bytes())
-            self._runner.prepare()
-
-    def __call__(self, rows: Sequence[int]) -> Iterator[RowOutcome]:
-        self.prepare()
-        return self._runner(rows)
 
 
 @dataclass

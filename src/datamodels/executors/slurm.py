@@ -18,7 +18,8 @@ from typing import Any
 from datamodels.errors import CampaignError, RequestError, first_line
 from datamodels.executors import slurm_queue
 from datamodels.executors.base import Executor, RowOutcome, Runner
-from datamodels.executors.share import PackedRunner, Share
+from datamodels.executors.packed import PackedRunner
+from datamodels.executors.share import Share
 from datamodels.executors.slurm_follow import JOB_NAME, Followed, jobs_of, write_record
 from datamodels.progress import note
 from datamodels.store import Store

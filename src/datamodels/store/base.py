@@ -591,7 +591,7 @@ def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
     """CRC-32 over the row's index and, key by key in sorted order, its bytes."""
     crc = zlib.crc32(row.to_bytes(8, "little"))
     for key in sorted(values):
-        crc = zlib.crc32(np.ascontiguousarray(values[key]).reshape(-1).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(values[key]).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 

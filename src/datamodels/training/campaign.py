@@ -76,7 +76,7 @@ def train(
     retries: int = 0,
     threads: int = 1,
     progress: bool = True,
-    rows: slice | None = None,
+    rows: slice | NDArray[np.int64] | None = None,
 ) -> Summary:
     """Run a task over the rows of a store that are not complete.
 
@@ -103,7 +103,7 @@ def train(
     progress
         Whether to show done, failed, rate and time left on standard error.
     rows
-        Only these rows, as ``slice(1000, 2000)``; by default all.
+        Only these rows, as ``slice(1000, 2000)`` or an array of indices; by default all.
 
     Returns
     -------
@@ -130,10 +130,15 @@ def train(
     return _Campaign(store, where, fingerprint(function), size, retries, progress, _wanted(store, rows)).run()
 
 
-def _wanted(store: Store, rows: slice | None) -> NDArray[np.bool_]:
+def _wanted(store: Store, rows: slice | NDArray[np.int64] | None) -> NDArray[np.bool_]:
     """Which rows are asked for, bool (n_models,)."""
     wanted = np.zeros(store.n_models, dtype=np.bool_)
-    wanted[rows or slice(None)] = True
+    if isinstance(rows, np.ndarray):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < store.n_models):
+            raise RequestError(f"rows are {rows.min()} to {rows.max()}; the store has rows 0..{store.n_models - 1}")
+        wanted[rows] = True
+        return wanted
+    wanted[slice(None) if rows is None else rows] = True
     if rows is not None and (not wanted.any() or (rows.stop or 0) > store.n_models):
         raise RequestError(
             f"rows are {rows.start or 0}:{'' if rows.stop is None else rows.stop}; the store has rows 0..{store.n_models - 1} "
