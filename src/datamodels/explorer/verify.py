@@ -208,7 +208,7 @@ class Verifier:
 
     def _outputs(self, masks: NDArray[np.bool_], folder: Path, seed: int, shown: Shown) -> NDArray[np.float64]:
         """Outputs (runs, n_targets) of models that are trained on masks."""
-        from datamodels.evaluation.counterfactual import retrain
+        from datamodels.evaluation.retraining import retrain
 
         if self._closed:
             raise RequestError("the explorer was closed; start it again to go on")
@@ -240,7 +240,8 @@ def compare(
     Student's, and targets with less than two pairs are left out. ``agreement``: correlations over targets, a bootstrap interval
     of Spearman's, and the slope of actual on predicted changes. None for fewer than three targets.
     """
-    from datamodels.evaluation.counterfactual import Change, Counterfactual, Estimate
+    from datamodels.evaluation.counterfactual import Change, Counterfactual
+    from datamodels.evaluation.retraining import Estimate
 
     def actual(target: int) -> Estimate:
         if unseen is None:

@@ -162,7 +162,7 @@ class Repository:
         raise HubError(f"others commit to {self.address} all the time; try again later: what was sent is kept")
 
     def _call(self, function: Callable[[], _T], *, stale: bool = False) -> _T:
-        from huggingface_hub.errors import HTTPError
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of httpx, whichever the library uses
 
         for pause in (*_PAUSES, None):
             try:
@@ -218,7 +218,11 @@ class Repository:
 def without_bars(quiet: bool) -> Iterator[None]:
     """Keep the library from drawing bars, unless the environment says that it shall."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if not quiet or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
         yield

@@ -305,9 +305,9 @@ def _scaled(normal: Tensor, axes: Sequence[int], count: int) -> Backward:
 
     def backward(gradient: Tensor, wanted: Mapping[str, int]) -> Iterator[Part]:
         gradient = gradient.reshape(normal.shape)
-        for key, values in (("weight", lambda: gradient * normal), ("bias", lambda: gradient)):
+        for key in ("weight", "bias"):
             if key in wanted:
-                found = values()
+                found = gradient * normal if key == "weight" else gradient
                 yield Dense(wanted[key], (found.sum(dim=summed) if summed else found).flatten(1))
 
     return backward
