@@ -82,10 +82,10 @@ def test_a_dataset_without_a_test_split_carries_its_columns() -> None:
     coarse = data.coarse({"p": ["a"], "q": ["c"]}, hidden_name="letter")
     assert (coarse.train.ids.tolist(), coarse.train.groups.tolist()) == (["u", "w", "x", "z"], [0, 1, 1, 2])
     assert (coarse.feature_names, coarse.hidden_names) == (("f", "g"), ("a", "b", "c"))
-    few = data.subset(3)
+    few = data.subset(n_train=3)
     assert (few.name, few.train.ids.tolist(), few.feature_names) == ("d[3,0,first]", ["u", "v", "w"], ("f", "g"))
     with pytest.raises(RequestError, match="n_test is 2; d has no test examples"):
-        data.subset(3, 2)
+        data.subset(n_train=3, n_test=2)
     for change, message in (
         ({"ids": np.arange(6)}, r"ids must be an array \(k,\) of text; got int64"),
         ({"groups": np.zeros(6)}, "groups must be .* integers or text; got float64"),

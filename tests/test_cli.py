@@ -16,6 +16,7 @@ import pytest
 from datamodels import Attribution, Store
 from datamodels.cli import app
 from datamodels.cli import main as cli_main
+from datamodels.version import __version__
 
 TASK = """
 import numpy as np
@@ -272,7 +273,7 @@ def test_every_command_helps_with_an_example(capsys: pytest.CaptureFixture[str])
 
 
 def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, text in ((["--version"], "0.1.0"), ([], "Usage: datamodels")):
+    for arguments, text in ((["--version"], __version__), ([], "Usage: datamodels")):
         with pytest.raises(SystemExit) as ended:
             cli_main(arguments)
         assert ended.value.code == 0

@@ -131,22 +131,22 @@ def test_coarse_refuses_unclear_groups(groups: dict[str, Any], message: str) -> 
 
 def test_subsets_are_ordered_draws_without_replacement() -> None:
     data = small()
-    first = data.subset(5, 3)
+    first = data.subset(n_train=5, n_test=3)
     np.testing.assert_array_equal(first.train.x[:, 0], np.arange(5))
     np.testing.assert_array_equal(first.test.x[:, 0], np.arange(100, 103))
-    drawn = data.subset(6, seed=0)
+    drawn = data.subset(n_train=6, seed=0)
     numbers = drawn.train.x[:, 0]
     assert (np.diff(numbers) > 0).all()
-    np.testing.assert_array_equal(numbers, data.subset(6, 4, seed=0).train.x[:, 0])
-    assert not np.array_equal(numbers, data.subset(6, seed=1).train.x[:, 0])
+    np.testing.assert_array_equal(numbers, data.subset(n_train=6, n_test=4, seed=0).train.x[:, 0])
+    assert not np.array_equal(numbers, data.subset(n_train=6, seed=1).train.x[:, 0])
     assert drawn.test is data.test
-    counts = sum(np.bincount(data.subset(6, seed=s).train.hidden // 10, minlength=12) for s in range(400))
+    counts = sum(np.bincount(data.subset(n_train=6, seed=s).train.hidden // 10, minlength=12) for s in range(400))
     assert abs(counts / 400 - 0.5).max() < 0.1
     for wanted in (0, 13):
         with pytest.raises(RequestError, match=f"n_train is {wanted}; small has 12 train examples"):
-            data.subset(wanted)
+            data.subset(n_train=wanted)
     with pytest.raises(RequestError, match="seed is -1"):
-        data.subset(3, seed=-1)
+        data.subset(n_train=3, seed=-1)
 
 
 # -- names ----------------------------------------------------------------------------------------
@@ -154,12 +154,17 @@ def test_subsets_are_ordered_draws_without_replacement() -> None:
 
 def test_a_subset_is_loaded_by_its_name() -> None:
     data = load("digits")
-    for subset in (data.subset(100, 50), data.subset(100, seed=0), data.subset(80, 20, seed=3), data.subset()):
+    for subset in (
+        data.subset(n_train=100, n_test=50),
+        data.subset(n_train=100, seed=0),
+        data.subset(n_train=80, n_test=20, seed=3),
+        data.subset(),
+    ):
         again = load(subset.name)
         assert again.name == subset.name
         np.testing.assert_array_equal(again.train.x, subset.train.x)
         np.testing.assert_array_equal(again.test.hidden, subset.test.hidden)
-    assert data.subset(100, 50, seed=0).name == "digits[100,50]"
+    assert data.subset(n_train=100, n_test=50, seed=0).name == "digits[100,50]"
     assert load("digits[100,50][10,5]").name == "digits[100,50][10,5]"
     assert load("digits[100,50]") is load("digits[100,50]")
 
@@ -558,12 +563,12 @@ def test_sizes_agree_or_are_made_to(tmp_path: Path) -> None:
     Image.new("L", (5, 5), 77).save(tmp_path / "d" / "b" / "01.png")
     with pytest.raises(RequestError, match=r"b/01\.png has 5 x 5 pixels .*a/00\.png has 4 x 6; give a size"):
         image_folder(tmp_path / "d", test=0.25)
-    assert image_folder(tmp_path / "d", 3, 0.25).train.x.shape == (3, 1, 3, 3)
-    data = image_folder(tmp_path / "d", (2, 8), 0.25)
+    assert image_folder(tmp_path / "d", size=3, test=0.25).train.x.shape == (3, 1, 3, 3)
+    data = image_folder(tmp_path / "d", size=(2, 8), test=0.25)
     assert data.train.images.shape == (3, 2, 8)
     assert set(np.concatenate([data.train.images, data.test.images]).ravel().tolist()) == {0, 1, 10, 77}
     with pytest.raises(RequestError, match="size is 0"):
-        image_folder(tmp_path / "d", 0, 0.25)
+        image_folder(tmp_path / "d", size=0, test=0.25)
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
@@ -613,12 +618,12 @@ def test_labels_of_any_kind_become_codes() -> None:
 
 def test_class_names_go_by_code_or_by_order() -> None:
     x = np.zeros((3, 1))
-    by_code = from_arrays("d", x, [0, 2, 2], x, [0, 0, 2], ["p", "q", "r"])
+    by_code = from_arrays("d", x, [0, 2, 2], x, [0, 0, 2], class_names=["p", "q", "r"])
     np.testing.assert_array_equal(by_code.train.y, [0, 2, 2])
-    by_order = from_arrays("d", x, [10, 30, 30], x, [10, 10, 10], ["p", "q"])
+    by_order = from_arrays("d", x, [10, 30, 30], x, [10, 10, 10], class_names=["p", "q"])
     np.testing.assert_array_equal(by_order.train.y, [0, 1, 1])
     with pytest.raises(RequestError, match="3 class_names for 2 labels, 10 to 30"):
-        from_arrays("d", x, [10, 30, 30], x, [10, 10, 10], ["p", "q", "r"])
+        from_arrays("d", x, [10, 30, 30], x, [10, 10, 10], class_names=["p", "q", "r"])
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ def test_a_run_on_colour_pictures_names_hidden_classes(tmp_path: Path, monkeypat
 
     names = ("red", "green", "blue", "yellow")
     fine = Dataset("paint", split(80), split(40), names)
-    coarse = fine.coarse({"warm": ["red", "yellow"], "cold": ["green", "blue"]}, "paint:warm", hidden_name="colour")
+    coarse = fine.coarse(
+        {"warm": ["red", "yellow"], "cold": ["green", "blue"]}, name="paint:warm", hidden_name="colour"
+    )
     recipe = Recipe(architecture="linear", epochs=3)
     for data in (fine, coarse):
         datasets.register(data.name, lambda data=data: data)

@@ -37,8 +37,8 @@ from datamodels.cli import main
 from datamodels.datasets import Split, from_arrays
 from datamodels.design import Design
 from datamodels.errors import NewerFormatError, RequestError
-from datamodels.evaluation.counterfactual import retrain
 from datamodels.evaluation.mislabels import mislabel_scores
+from datamodels.evaluation.retraining import retrain
 from datamodels.experiment import Fit, Part, run_experiment
 from datamodels.explorer import app, export, gather, report_attribution, report_run
 from datamodels.explorer import measures as measured
@@ -865,7 +865,7 @@ def test_one_verification_at_a_time_and_failures_say_why(content: Content, monke
         gate.wait(20)
         raise RuntimeError("no more disk")
 
-    monkeypatch.setattr("datamodels.evaluation.counterfactual.retrain", held)
+    monkeypatch.setattr("datamodels.evaluation.retraining.retrain", held)
     verifier = Verifier(content, executor="inline")
     with TestClient(app(content, verifier=verifier), base_url=ADDRESS) as client:
         name = verifier.start("lasso", [2], add=False, runs=2)

@@ -257,7 +257,7 @@ class TestIntervals:
     @pytest.mark.parametrize("robust", [True, False])
     def test_they_cover(self, kind: str, alpha: float, robust: bool) -> None:
         s = simulate(600, t=60, kind=kind, alpha=alpha, one_sign=True, nonzero=30)
-        found = intervals(fitted(s), masks=s.masks, outputs=s.outputs, level=0.9, robust=robust, progress=False)
+        found = intervals(fitted(s), masks=s.masks, outputs=s.outputs, confidence=0.9, robust=robust, progress=False)
         # 6,000 intervals; those of one target are nearly independent. 1 point is left for what is asymptotic.
         tolerance = SIGMAS * np.sqrt(0.9 * 0.1 / 6000) + 0.01
         assert covered(found, effects(s)).mean() == pytest.approx(0.9, abs=tolerance)
@@ -374,8 +374,8 @@ class TestIntervals:
         s = simulate(80, n=10, t=3, nonzero=2)
         arrays = {"masks": s.masks, "outputs": s.outputs, "progress": False}
         attribution = fitted(s)
-        with pytest.raises(RequestError, match="level is 95"):
-            intervals(attribution, level=95, **arrays)
+        with pytest.raises(RequestError, match="confidence is 95"):
+            intervals(attribution, confidence=95, **arrays)
         with pytest.raises(RequestError, match="of 'ridge': fit one with Lasso"):
             intervals(fit(estimator=Ridge(), **arrays), **arrays)
         with pytest.raises(RequestError, match="without intercept"):
@@ -526,7 +526,7 @@ class TestCommands:
         run("stability", *arrays, "--out", out, "--halves", 4, "--json")
         assert json.loads(capsys.readouterr().out)["halves"] == Stability.load(out).halves == 4
         fitted(s).save(tmp_path / "lasso.h5ad")
-        run("intervals", tmp_path / "lasso.h5ad", *arrays, "--out", out, "--no-robust", "--level", 0.9)
+        run("intervals", tmp_path / "lasso.h5ad", *arrays, "--out", out, "--no-robust", "--confidence", 0.9)
         assert "90% intervals of 20 x 3 weights" in capsys.readouterr().out
         assert not Intervals.load(out).robust
         with pytest.raises(RequestError, match="--kind and --alpha go together"):

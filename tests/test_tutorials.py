@@ -20,7 +20,9 @@ def stored(script: Path) -> Any:
 
 
 def pictures(notebook: Any) -> int:
-    return sum("image/png" in output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    return sum(
+        "image/png" in output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", ())
+    )
 
 
 def test_there_are_eight() -> None:

@@ -46,7 +46,11 @@ def executed(script: Path, *, quick: bool) -> Any:
     environment = {name: value for name, value in os.environ.items() if name != QUICK} | ({QUICK: "1"} if quick else {})
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
-            notebook, timeout=PATIENCE, resources={"metadata": {"path": folder}}, record_timing=False, coalesce_streams=True
+            notebook,
+            timeout=PATIENCE,
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            coalesce_streams=True,
         )
         client.execute(env=environment, cwd=folder)
     for cell in notebook.cells:

@@ -38,7 +38,7 @@ def label_codes(labels: ArrayLike) -> tuple[int, ...]:
     return tuple(np.unique(array, return_inverse=True)[1].ravel().tolist())
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Design:
     """How the subset of each model is drawn.
 
@@ -64,7 +64,9 @@ class Design:
     replicates
         Runs of the same mask with other training seeds, for noise ceilings.
     groups, strata
-        One label per training example, for ``grouped`` and ``stratified``. Any values that sort.
+        (n_train,) one label per training example, for ``grouped`` and ``stratified``. Any values that sort.
+    masks_sha256
+        Hash of the masks of an ``explicit`` design; `Design.explicit` sets it.
 
     Raises
     ------
@@ -161,7 +163,22 @@ class Design:
 
     @classmethod
     def explicit(cls, masks: ArrayLike, *, replicates: int = 1, seed: int = 0) -> Design:
-        """A design of given masks, bool (n_masks, n_train); it has ``n_masks * replicates`` models."""
+        """A design of given masks, bool (n_masks, n_train); it has ``n_masks * replicates`` models.
+
+        Parameters
+        ----------
+        masks
+            Bool (n_masks, n_train), one row per subset.
+        replicates
+            Runs of each mask.
+        seed
+            Of the generators that rows get; masks do not depend on it.
+
+        Raises
+        ------
+        RequestError
+            when masks are no bool matrix.
+        """
         array = np.asarray(masks)
         if array.ndim != 2 or array.dtype != np.bool_:
             raise RequestError(
@@ -208,7 +225,13 @@ class Design:
         return self._mask_number(i // self.replicates)
 
     def masks(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        """The subsets of rows start..stop-1, bool (stop - start, n_train)."""
+        """The subsets of rows start..stop-1, bool (stop - start, n_train); by default of all.
+
+        Raises
+        ------
+        IndexError
+            when there are no such rows.
+        """
         stop = self.n_models if stop is None else stop
         if not 0 <= start <= stop <= self.n_models:
             raise IndexError(f"rows {start}..{stop} are outside of the design's rows 0..{self.n_models}")
@@ -266,20 +289,23 @@ class Design:
         return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(_STREAMS[stream], i)))
 
     def rng(self, i: int, stream: Stream = "task") -> np.random.Generator:
-        """A generator of row i alone: ``init`` for weights, ``order`` for data order, ``augment`` for changed pictures, ``task`` for
+        """A generator of row i alone, by `stream`: ``init`` for weights, ``order`` for data order, ``augment`` for changed pictures, ``task`` for
         everything else. Replicates share a mask and nothing else."""
         return np.random.Generator(self._philox(stream, i))
 
     def units(self, rows: ArrayLike) -> NDArray[np.int64]:
-        """The design unit of each row: rows of one unit (replicates, antithetic pairs) are dependent
+        """The design unit of each of `rows`, (k,): rows of one unit (replicates, antithetic pairs) are dependent
         and stay together when rows are held out or resampled."""
         numbers = np.asarray(rows, dtype=np.int64) // self.replicates
         return numbers // 2 if self.kind == "antithetic" else numbers
 
     def with_models(self, n_models: int) -> Design:
-        """The same design with another number of models; existing rows keep their masks.
+        """The same design with `n_models` models; existing rows keep their masks.
 
-        A design of explicit masks cannot grow, since nobody knows the next mask.
+        Raises
+        ------
+        RequestError
+            when a design of explicit masks is to grow: nobody knows the next mask.
         """
         packed = self.packed_masks
         if self.kind == "explicit":
@@ -303,7 +329,20 @@ class Design:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], packed_masks: NDArray[np.uint8] | None = None) -> Design:
-        """Rebuild what `to_dict` described; explicit masks are checked against their hash."""
+        """Rebuild what `to_dict` described.
+
+        Parameters
+        ----------
+        data
+            What `to_dict` returned.
+        packed_masks
+            (n_masks, ceil(n_train / 8)) uint8, the `packed_masks` of an explicit design; they are checked against their hash.
+
+        Raises
+        ------
+        RequestError
+            when explicit masks are missing, or are not those of the design.
+        """
         if data.get("kind") != "explicit":
             return cls(**data)
         if packed_masks is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,8 @@ LABELS = "_labels"
 IDS = {"train": "_ids_train", "test": "_ids_test"}
 DESIGN_MASKS = "_design_masks"
 MASKS = "masks"
+Rows = slice | tuple[int, int] | Sequence[int] | NDArray[Any] | None
+"""Which rows: a slice, (start, stop), indices, or a bool mask; None for all."""
 
 _OLD_SPELLINGS = {
     "float": "float64",
@@ -58,8 +60,17 @@ def resolve_dtype(name: Any) -> str:
 class KeySpec(BaseModel):
     """One key of a store: the shape and type of its value in one row.
 
-    ``of="train"`` says that column j of the value belongs to train example j, so that fits and
-    evaluations leave out the models that saw it.
+    Attributes
+    ----------
+    shape
+        Of the value in one row; () for a number.
+    dtype
+        A numeric NumPy type by name: ``bool``, ``float16``, ``float32``.
+    allow_nonfinite
+        Whether NaN and inf are values like others.
+    of
+        ``train`` says that column j of the value belongs to train example j, so that fits and evaluations leave out the
+        models that saw it; ``test`` and None say nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,15 +82,25 @@ class KeySpec(BaseModel):
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
+        """`dtype` as NumPy has it."""
         return np.dtype(self.dtype)
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of the value in one row."""
         return prod(self.shape) * self.numpy_dtype.itemsize
 
 
 class Spec(BaseModel):
-    """``{"num_models": m, "schema": {key: {"shape": [...], "dtype": NAME}}}``."""
+    """What a store holds: ``{"num_models": m, "schema": {key: {"shape": [...], "dtype": NAME}}}``.
+
+    Attributes
+    ----------
+    num_models
+        Number of rows.
+    fields
+        key -> `KeySpec`; ``schema`` in files and when a spec is made.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
@@ -97,6 +118,7 @@ class Spec(BaseModel):
         return fields
 
     def to_dict(self) -> dict[str, Any]:
+        """What a spec file holds, defaults left out."""
         return {
             "num_models": self.num_models,
             "schema": {
@@ -215,3 +237,25 @@ def _lost(array: NDArray[Any], cast: NDArray[Any]) -> Any:
             if source == "f":  # the largest integers round up to a float just outside of the range
                 bad |= array >= 2.0 ** (8 * cast.dtype.itemsize - (target == "i"))
     return array[bad].flat[0] if bad.any() else None
+
+
+def rows_named(rows: Rows, count: int) -> NDArray[np.bool_]:
+    """Which of `count` rows are meant, bool (count,).
+
+    Raises
+    ------
+    RequestError
+        when some do not exist.
+    """
+    keep = np.zeros(count, dtype=np.bool_)
+    if isinstance(rows, tuple) and len(rows) == 2:
+        rows = slice(*rows)
+    if isinstance(rows, slice) and max(rows.start or 0, rows.stop or 0) > count:
+        raise RequestError(
+            f"rows {rows.start or 0}:{'' if rows.stop is None else rows.stop} go beyond the {count} rows that there are"
+        )
+    try:
+        keep[slice(None) if rows is None else rows if isinstance(rows, slice) else np.asarray(rows)] = True
+    except IndexError as error:
+        raise RequestError(f"rows do not exist: {first_line(error)}") from None
+    return keep

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,9 @@ _RANGE = "{'low': a, 'high': b}, with 'log': true or 'integer': true if that is 
 class Sweep:
     """How the training parameters of each model are chosen.
 
+    With a `Design` whose ``replicates`` equal the size of a grid, every subset meets every setting:
+    row i has subset ``i // size`` and setting ``i % size``. With ``replicates=1`` each subset meets one.
+
     Parameters
     ----------
     parameters
@@ -51,9 +55,6 @@ class Sweep:
         Any integer ≥ 0, for ``random``. Sweeps of other seeds are independent of each other, and of
         any `Design`.
 
-    With a `Design` whose ``replicates`` equal the size of a grid, every subset meets every setting:
-    row i has subset ``i // size`` and setting ``i % size``. With ``replicates=1`` each subset meets one.
-
     Raises
     ------
     pydantic.ValidationError
@@ -61,6 +62,7 @@ class Sweep:
     """
 
     parameters: dict[str, Any]
+    _: KW_ONLY
     kind: Kind = "grid"
     seed: int = 0
 
@@ -117,7 +119,7 @@ class Sweep:
         return {PREFIX + name: {"shape": (), "dtype": dtype} for name, dtype in dtypes.items()}
 
     def keys_of(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """What the keys of `schema` hold in some rows, key -> (len(rows),)."""
+        """What the keys of `schema` hold in `rows`, (k,) indices: key -> (k,)."""
         drawn = [self._draw(int(row)) for row in rows]
         out = {}
         for name, values in self.parameters.items():

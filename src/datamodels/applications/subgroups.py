@@ -98,7 +98,7 @@ def subgroups(
     n_refits: int = 10,
     estimator: Estimator | type[Estimator] | str | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Subgroups:
     """Cluster targets by what their predictions rest on.
 

@@ -140,7 +140,7 @@ def intervals(
     file: AttributionPath,
     out: Out,
     stores: StorePaths = None,
-    level: Annotated[float, typer.Option(help="Share of intervals that hold the true value.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Share of intervals that hold the true value.")] = 0.95,
     robust: Annotated[bool, typer.Option(help="Allow for noise that depends on the subset.")] = True,
     masks: MasksFile = None,
     outputs: OutputsFile = None,
@@ -158,7 +158,7 @@ def intervals(
     result = run(
         file,
         stores or None,
-        level=level,
+        confidence=confidence,
         robust=robust,
         masks=masks,
         outputs=outputs,
@@ -169,7 +169,7 @@ def intervals(
     facts: dict[str, Any] = {"out": str(out), **result.to_dict()}
     error = facts["median_standard_error"]
     text = (
-        f"wrote {out}: {level:.0%} intervals of {facts['n_train']} x {facts['n_targets']} weights, "
+        f"wrote {out}: {confidence:.0%} intervals of {facts['n_train']} x {facts['n_targets']} weights, "
         f"{facts['share_excluding_0']:.1%} of them without 0; median standard error "
         f"{'unknown' if error is None else format(error, '.3g')}; {result.n_models} models"
     )

@@ -24,13 +24,13 @@ _ANIMATE = {
 register("digits", digits)
 register("digits:pictures", digit_pictures)
 register("mnist_5k", mnist_5k)
-register("mnist_5k:large", lambda: mnist_5k().coarse(_LARGE, "mnist_5k:large", hidden_name="digit"))
+register("mnist_5k:large", lambda: mnist_5k().coarse(_LARGE, name="mnist_5k:large", hidden_name="digit"))
 register("mnist", mnist)
-register("mnist:large", lambda: mnist().coarse(_LARGE, "mnist:large", hidden_name="digit"))
+register("mnist:large", lambda: mnist().coarse(_LARGE, name="mnist:large", hidden_name="digit"))
 register("fashion_mnist", fashion_mnist)
-register("fashion_mnist:tops", lambda: fashion_mnist().coarse(_TOPS, "fashion_mnist:tops", hidden_name="garment"))
+register("fashion_mnist:tops", lambda: fashion_mnist().coarse(_TOPS, name="fashion_mnist:tops", hidden_name="garment"))
 register("cifar10", cifar10)
-register("cifar10:animate", lambda: cifar10().coarse(_ANIMATE, "cifar10:animate", hidden_name="object"))
+register("cifar10:animate", lambda: cifar10().coarse(_ANIMATE, name="cifar10:animate", hidden_name="object"))
 
 __all__ = [
     "Dataset",

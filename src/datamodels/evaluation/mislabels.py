@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.regression.calibration import check_finite
-from datamodels.regression.problem import Problem, Rows
+from datamodels.regression.problem import Problem
+from datamodels.spec import Rows
 from datamodels.store import Store
 
 Method = Literal["self_influence", "influence", "out_of_mask"]

@@ -18,9 +18,18 @@ Ended = Literal["started", "done", "there", "failed", "timeout", "died", "return
 class RowOutcome:
     """News of one row.
 
-    ``started``: it runs from now on. ``done``: written. ``there``: it was complete already.
-    ``returned``: not run, because its worker was lost to another row. ``failed``, ``timeout`` and
-    ``died``: not written, ``text`` says why.
+    Attributes
+    ----------
+    row
+        Its index.
+    ended
+        ``started``: it runs from now on. ``done``: written. ``there``: it was complete already.
+        ``returned``: not run, because its worker was lost to another row. ``failed``, ``timeout`` and
+        ``died``: not written.
+    seconds
+        How long it ran.
+    text
+        Why it was not written: a traceback, or a sentence.
     """
 
     row: int
@@ -30,6 +39,7 @@ class RowOutcome:
 
     @property
     def ok(self) -> bool:
+        """Whether the row is complete."""
         return self.ended in ("done", "there")
 
 
@@ -66,7 +76,7 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, rows: Sequence[int]) -> None:
-        """Give a block to a free slot; call it only when `free` is above 0."""
+        """Give a block of `rows` to a free slot; call it only when `free` is above 0."""
 
     @property
     @abstractmethod

@@ -19,13 +19,16 @@ _PLACES = {
     "slurm": "datamodels.executors.slurm:Slurm()",
 }
 EXECUTORS = tuple(_PLACES)
+"""The names that `executor_named` and ``executor=`` take."""
 
 
 def executor_named(name: str, settings: Mapping[str, str] | None = None) -> MakeExecutor:
-    """The executor of a name, one of `EXECUTORS`.
+    """The executor of a name.
 
     Parameters
     ----------
+    name
+        One of `EXECUTORS`.
     settings
         Settings of a cluster's executor as text, the fields of its class by name; lists and mappings as JSON.
 

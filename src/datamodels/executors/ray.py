@@ -28,7 +28,7 @@ _STARTS = 6  # of workers, that fail one after the other
 _AHEAD = 2  # items of a pool per slot that are asked for before the first is taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ray:
     """Settings of the Ray executor, ``train(store, task, executor=Ray(address="auto", gpus=0.25))``.
 
@@ -57,6 +57,11 @@ class Ray:
         worker go to another.
     patience
         Seconds without any worker after which work is given up.
+
+    Raises
+    ------
+    RequestError
+        when a value is out of range.
     """
 
     address: str | None = None
@@ -85,10 +90,11 @@ class Ray:
         return RayExecutor(runner, self, jobs=jobs, timeout=timeout, threads=threads)
 
     def pool(self) -> RayPool:
+        """What fits spread over: the workers of the cluster."""
         return RayPool(self)
 
     def need(self, threads: int) -> dict[str, float]:
-        """What a worker needs, by Ray's names of resources."""
+        """What a worker of so many `threads` needs, by Ray's names of resources."""
         need: dict[str, float] = {"CPU": self.cpus or threads}
         if self.gpus:
             need["GPU"] = self.gpus

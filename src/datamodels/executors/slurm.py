@@ -34,7 +34,7 @@ _TRY_AGAIN = 30.0
 _GIVE_UP = 600.0  # seconds without an answer, when no job is left to wait for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slurm:
     """Settings of the SLURM executor, ``train(store, task, executor=Slurm(partition="gpu", time="02:00:00"))``.
 
@@ -71,6 +71,11 @@ class Slurm:
         needs one.
     cancel_on_interrupt
         Whether Ctrl-C cancels the jobs. By default they go on, and the next run follows them.
+
+    Raises
+    ------
+    RequestError
+        when a value is out of range, or a text is none that SLURM takes.
     """
 
     partition: str | None = None

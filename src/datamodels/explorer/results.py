@@ -63,7 +63,11 @@ def results_beside(paths: Iterable[Path], files: Mapping[str, WeightsFile]) -> d
             if np.array_equal(targets, given.targets) and _is_of(provenance, given.provenance):
                 beside = found.setdefault(name, Beside())
                 beside.layers.update({layer: file["layers"][layer] for layer in _KINDS[kind]})
-                what = f"level {facts['level']}" if "level" in facts else f"false-discovery rate {facts['fdr']}"
+                what = (
+                    f"confidence {facts['confidence']}"
+                    if "confidence" in facts
+                    else f"false-discovery rate {facts['fdr']}"
+                )
                 beside.facts.append((f"{kind.removeprefix('datamodels_')} of {name}", f"{path.name}, {what}"))
     return found
 

@@ -26,7 +26,19 @@ _LONGEST = 24 * 365.0  # hours
 
 @dataclass(frozen=True)
 class Claim:
-    """Rows start..stop-1 of a store, `missing` of which nobody has sent when they were claimed, until a time (UTC)."""
+    """Rows of a store that are yours for a time.
+
+    Attributes
+    ----------
+    store
+        Its name on the Hub.
+    start, stop
+        The rows are start..stop-1.
+    missing
+        How many of them nobody had sent when they were claimed.
+    until
+        When the claim ends (UTC).
+    """
 
     store: str
     start: int
@@ -40,6 +52,7 @@ class Claim:
         return f"{self.start}:{self.stop}"
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it and `rows`, JSON-ready."""
         facts = {"store": self.store, "start": self.start, "stop": self.stop, "missing": self.missing}
         return {**facts, "rows": self.rows, "until": self.until.isoformat(timespec="seconds")}
 

@@ -41,6 +41,8 @@ def pull(address: str, target: str | Path, *, store: str | None = None, progress
         A folder: that of the run if the dataset holds one, else that of the store. With one store, any address of a store.
     store
         Only the store of this name; needed when the dataset holds several and no run.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------
@@ -53,6 +55,8 @@ def pull(address: str, target: str | Path, *, store: str | None = None, progress
         when there is no such dataset, or the store here differs in schema, design or sweep.
     HubError
         when the Hub cannot be reached or fails. What was fetched is kept.
+    CorruptStoreError
+        when a file there is not what a push writes.
     """
     repository = Repository(address)
     with tempfile.TemporaryDirectory(prefix="datamodels-") as name, without_bars(True):

@@ -65,6 +65,8 @@ def push(
         Whether run.json, attributions and recipes that differ on the Hub are replaced; otherwise they are left as they are.
     shard_rows
         Rows per shard; by default as many as make 64 MB, at most 10,000.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------

@@ -38,6 +38,7 @@ class Exchanged:
 
     @property
     def ok(self) -> bool:
+        """Whether no row differs on both sides or is damaged."""
         return not any(store.conflicting or store.bad_in_source for store in self.stores.values())
 
     @property
@@ -46,4 +47,5 @@ class Exchanged:
         return sum(len(store.copied) for store in self.stores.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, `ok` and `rows`, JSON-ready."""
         return {"ok": self.ok, "rows": self.rows, **asdict(self)}

@@ -31,9 +31,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
-from datamodels.regression.problem import OUTPUTS, Problem, Rows
+from datamodels.regression.problem import OUTPUTS, Problem
 from datamodels.regression.used import all_sources, used_rows, without
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
 
 Float = NDArray[np.float64]

@@ -138,7 +138,7 @@ class Estimator(ABC):
             )
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class _Selected(Estimator):
     """Estimators that choose λ per target on held-out rows: a share of them, or folds."""
 
@@ -147,7 +147,7 @@ class _Selected(Estimator):
     folds: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     intercept: bool = True
-    offset: Attribution | None = field(default=None, repr=False, kw_only=True)
+    offset: Attribution | None = field(default=None, repr=False)
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> _Selected:
@@ -175,7 +175,7 @@ class _Selected(Estimator):
         return [np.isin(units, part) for part in parts]
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class _PathEstimator(_Selected):
     """Estimators that walk a λ path by coordinate descent."""
 
@@ -271,7 +271,7 @@ class _PathEstimator(_Selected):
         return default_tolerance(n_train) if self.tol is None else self.tol
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class Lasso(_PathEstimator):
     """Lasso, the estimator of Ilyas et al. 2022 (arXiv:2202.00622), by coordinate descent.
 
@@ -307,7 +307,7 @@ class Lasso(_PathEstimator):
         return 1.0
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class ElasticNet(_PathEstimator):
     """Elastic net: like `Lasso`, with penalty ``λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` (Zou & Hastie 2005).
 
@@ -327,7 +327,7 @@ class ElasticNet(_PathEstimator):
         return self.l1_ratio
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class Ridge(_Selected):
     """Ridge regression: one eigendecomposition, all λ, all targets.
 
@@ -404,7 +404,7 @@ class Ridge(_Selected):
         return solution
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class LeastSquares(Estimator):
     """Ordinary least squares; the solution of smallest norm when it is not unique.
 
@@ -413,7 +413,7 @@ class LeastSquares(Estimator):
 
     name: ClassVar[str] = "ols"
     intercept: bool = True
-    offset: Attribution | None = field(default=None, repr=False, kw_only=True)
+    offset: Attribution | None = field(default=None, repr=False)
 
     def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         self._refuse_offset()
@@ -435,7 +435,7 @@ class LeastSquares(Estimator):
         return Solution(weights, bias)
 
 
-@validated(frozen=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=_CONFIG)
 class DifferenceInMeans(Estimator):
     """``E[y | j in] - E[y | j out]`` (Feldman & Zhang 2020, arXiv:2008.03703).
 

@@ -23,12 +23,12 @@ from datamodels.regression.offset import take_off
 from datamodels.regression.own_rows import blas_limit
 from datamodels.regression.parts import Penalty, solve_problem, solve_statistics, statistics_by_rows
 from datamodels.regression.prior import check_scores
-from datamodels.regression.problem import OUTPUTS, Problem, Rows, unseen_by_too_few
+from datamodels.regression.problem import OUTPUTS, Problem, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
 from datamodels.regression.statistics import SplitStatistics
 from datamodels.regression.used import all_sources
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
 from datamodels.version import versions
 

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from datamodels.errors import RequestError, SweepWarning, first_line
 from datamodels.regression import dataset_file
 from datamodels.regression.travel import ArrayMasks, Carried, StoreMasks
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows, rows_named
 from datamodels.store import Store
 
 OUTPUTS = "margins"
 CHUNK_BYTES = 64 << 20
 _DENSE = 8  # rows are read with those between them up to this many times their number
-
-Rows = slice | tuple[int, int] | Sequence[int] | NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +127,7 @@ class Source:
         """The rows that are also in `rows`: a slice, (start, stop), indices, or a bool mask."""
         if rows is None:
             return self
-        if isinstance(rows, tuple) and len(rows) == 2:
-            rows = slice(*rows)
-        if isinstance(rows, slice) and max(rows.start or 0, rows.stop or 0) > len(self.outputs):
-            raise RequestError(
-                f"rows {rows.start or 0}:{rows.stop} go beyond the {len(self.outputs)} rows that there are"
-            )
-        keep = np.zeros(len(self.outputs), dtype=np.bool_)
-        try:
-            keep[rows if isinstance(rows, slice) else np.asarray(rows)] = True
-        except IndexError as error:
-            raise RequestError(f"rows do not exist: {first_line(error)}") from None
+        keep = rows_named(rows, len(self.outputs))
         return self.take(keep[self.rows])
 
     def mask_hashes(self) -> NDArray[np.uint64]:

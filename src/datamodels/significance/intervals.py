@@ -45,7 +45,7 @@ class Intervals:
         Ends of the interval.
     p_value
         Two-sided, of no influence; for one example and target, not adjusted for how many were looked at.
-    level
+    confidence
         The share of intervals that hold the true value.
     robust
         Whether standard errors allow for noise that depends on the subset.
@@ -60,7 +60,7 @@ class Intervals:
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     p_value: NDArray[np.float32]
-    level: float
+    confidence: float
     robust: bool
     n_models: int
     targets: NDArray[np.int64] = field(repr=False)
@@ -70,7 +70,7 @@ class Intervals:
         """A JSON-ready summary."""
         known = np.isfinite(self.standard_error)
         return {
-            "level": self.level,
+            "confidence": self.confidence,
             "robust": self.robust,
             "n_models": self.n_models,
             "n_train": self.estimate.shape[0],
@@ -84,7 +84,7 @@ class Intervals:
         table = Attribution(
             self.estimate, np.zeros(len(self.targets)), {"target": self.targets}, provenance=self.provenance
         )
-        single = {"level": self.level, "robust": self.robust, "n_models": self.n_models}
+        single = {"confidence": self.confidence, "robust": self.robust, "n_models": self.n_models}
         layers = {name: getattr(self, name) for name in _LAYERS}
         return result_file.write(path, "intervals", FORMAT_VERSION, table, layers, single)
 
@@ -93,6 +93,8 @@ class Intervals:
         """Read what `save` wrote."""
         table, layers, single = result_file.read(path, "intervals", FORMAT_VERSION)
         arrays: dict[str, Any] = {name: layers[name] for name in _LAYERS}
+        if "level" in single:  # its name before version 1
+            single["confidence"] = single.pop("level")
         targets = table.target_facts["target"].astype(np.int64)
         return cls(estimate=table.weights, targets=targets, provenance=table.provenance, **arrays, **single)
 
@@ -101,7 +103,7 @@ def intervals(
     attribution: Attribution | str | Path,
     source: Store | str | Path | Sequence[Store | str | Path] | None = None,
     *,
-    level: float = 0.95,
+    confidence: float = 0.95,
     robust: bool = True,
     masks: NDArray[Any] | str | Path | None = None,
     outputs: NDArray[Any] | str | Path | None = None,
@@ -133,7 +135,7 @@ def intervals(
         Where the rows are that it was fitted on, as in `datamodels.fit`; other rows there are left out.
         Rows of arrays are taken as independent but for equal masks, so do not give those of an antithetic
         design as arrays.
-    level
+    confidence
         Of the intervals, in (0, 1).
     robust
         The sandwich standard error, valid when noise depends on the subset.
@@ -146,8 +148,8 @@ def intervals(
         when the attribution is no lasso fit, does not say its rows, or they are not all there; when
         the design has dependent rows or columns (antithetic, grouped, leave_one_out).
     """
-    if not 0 < level < 1:
-        raise RequestError(f"level is {level}; give a share between 0 and 1, for example 0.95")
+    if not 0 < confidence < 1:
+        raise RequestError(f"confidence is {confidence}; give a share between 0 and 1, for example 0.95")
     if not isinstance(attribution, Attribution):
         attribution = Attribution.load(attribution)
     problem = fitted_problem(attribution, source, masks, outputs, masks_key, outputs_key)
@@ -162,7 +164,7 @@ def intervals(
             estimate[:, block], error[:, block], dof[block] = _debias(part, attribution[block], groups, parts, robust)
             bar.advance(len(part.targets))
     _warn_saturated(dof)
-    return _result(attribution, estimate, error, dof, level, robust, problem)
+    return _result(attribution, estimate, error, dof, confidence, robust, problem)
 
 
 def _result(
@@ -170,21 +172,21 @@ def _result(
     estimate: NDArray[np.float64],
     error: NDArray[np.float64],
     dof: NDArray[np.float64],
-    level: float,
+    confidence: float,
     robust: bool,
     problem: Problem,
 ) -> Intervals:
     from scipy import stats
 
     dof = np.maximum(dof, 1)
-    reach = stats.t.ppf((1 + level) / 2, dof) * error
+    reach = stats.t.ppf((1 + confidence) / 2, dof) * error
     ratio = np.divide(np.abs(estimate), error, out=np.full_like(error, np.inf), where=error > 0)
     p_value = 2 * stats.t.sf(np.where((error == 0) & (estimate == 0), 0.0, ratio), dof)
     named = {"estimate": estimate, "standard_error": error, "low": estimate - reach, "high": estimate + reach}
     arrays = {name: value.astype(np.float32) for name, value in {**named, "p_value": p_value}.items()}
     return Intervals(
         **arrays,
-        level=float(level),
+        confidence=float(confidence),
         robust=robust,
         n_models=problem.n_rows,
         targets=np.asarray(attribution.target_facts.get("target", np.arange(attribution.n_targets)), dtype=np.int64),

@@ -22,11 +22,11 @@ from datamodels.design import Design
 from datamodels.errors import RequestError
 from datamodels.regression.estimators import Lasso
 from datamodels.regression.fit import fit_problem
-from datamodels.regression.problem import OUTPUTS, Problem, Rows, Source
+from datamodels.regression.problem import OUTPUTS, Problem, Source
 from datamodels.significance import result_file
 from datamodels.significance.chosen import strongest_first, summary_of
 from datamodels.significance.laws import law_of
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
 from datamodels.version import versions
 

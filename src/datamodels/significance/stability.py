@@ -20,10 +20,10 @@ from datamodels.errors import RequestError
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Estimator, Lasso
 from datamodels.regression.fit import fit_problem, resolve
-from datamodels.regression.problem import OUTPUTS, Problem, Rows
+from datamodels.regression.problem import OUTPUTS, Problem
 from datamodels.significance import result_file
 from datamodels.significance.chosen import strongest_first, summary_of
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
 from datamodels.version import versions
 

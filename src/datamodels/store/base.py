@@ -122,6 +122,13 @@ class Store(ABC):
 
         Doing it again copies what is new; after an interruption, what is missing. A copy that is shorter is extended.
 
+        Parameters
+        ----------
+        path
+            A folder or an address.
+        progress
+            Whether to show progress on standard error.
+
         Returns
         -------
         Merged
@@ -218,10 +225,12 @@ class Store(ABC):
 
     @property
     def n_models(self) -> int:
+        """Number of rows."""
         return self.spec.num_models
 
     @property
     def keys(self) -> list[str]:
+        """Names of what each row holds."""
         return list(self.spec.fields)
 
     @abstractmethod
@@ -229,7 +238,7 @@ class Store(ABC):
         """Which rows are complete at this moment, bool (n_models,)."""
 
     def completed_rows(self, rows: Sequence[int]) -> NDArray[np.bool_]:
-        """Which of some rows are complete at this moment, bool (len(rows),)."""
+        """Which of `rows`, (k,) indices, are complete at this moment, bool (k,)."""
         return self.completed()[np.asarray(rows, dtype=np.int64)]
 
     @abstractmethod
@@ -241,7 +250,7 @@ class Store(ABC):
         return self._fact(LABELS)
 
     def ids(self, of: Literal["train", "test"]) -> NDArray[np.str_] | None:
-        """Names of the training or of the test examples, when the store was created with them."""
+        """Names of the training or of the test examples, (n_train,) or (k,), when the store was created with them."""
         return self._fact(IDS[of])
 
     @abstractmethod
@@ -249,12 +258,18 @@ class Store(ABC):
         """An array that was given when the store was created."""
 
     def facts(self) -> dict[str, NDArray[Any]]:
-        """Labels and names, as far as there are, by the names of their files."""
+        """Labels and names, (n_train,) or (k,) each, as far as there are, by the names of their files."""
         found = {name: self._fact(name) for name in (LABELS, *IDS.values())}
         return {name: array for name, array in found.items() if array is not None}
 
     def masks(self, start: int = 0, stop: int | None = None, *, key: str = MASKS) -> NDArray[np.bool_]:
-        """The masks of rows start..stop-1, bool (rows, n_train), read or regenerated from the design."""
+        """The masks of rows start..stop-1, bool (stop - start, n_train), read from `key` or regenerated from the design.
+
+        Raises
+        ------
+        RequestError
+            when there is no such key, or it holds no masks.
+        """
         stop = self.n_models if stop is None else stop
         if key in self.spec.fields:
             rows = np.asarray(self.array(key)[start:stop])
@@ -285,7 +300,13 @@ class Store(ABC):
         return self.sweep.columns(start, stop)
 
     def field(self, key: str) -> KeySpec:
-        """The schema of a key."""
+        """The schema of a key.
+
+        Raises
+        ------
+        RequestError
+            when there is no such key.
+        """
         if key not in self.spec.fields:
             raise RequestError(f"the store {str(self.path)!r} has no key {key!r}; it has {self.keys}")
         return self.spec.fields[key]
@@ -293,7 +314,10 @@ class Store(ABC):
     # -- writing ----------------------------------------------------------------------------------
 
     def write_row(self, index: int, values: Mapping[str, Any], *, overwrite: bool = False) -> bool:
-        """Write the values of one row and mark it complete. See `write_rows`."""
+        """Write the values of one row, key -> array-like, and mark it complete. See `write_rows`.
+
+        Returns whether row `index` was written: one that is complete is left alone unless `overwrite` is true.
+        """
         if not isinstance(values, Mapping):
             check_rows(self.spec.fields, values, 1)
         return bool(self.write_rows([index], {key: [value] for key, value in values.items()}, overwrite=overwrite))
@@ -306,9 +330,9 @@ class Store(ABC):
         Parameters
         ----------
         rows
-            Indices, each at most once.
+            (k,) indices, each at most once.
         values
-            key -> array-like (len(rows), *shape). With a design, ``masks`` may be left out; with a sweep,
+            key -> array-like (k, *shape). With a design, ``masks`` may be left out; with a sweep,
             its keys ``param_<name>``.
         overwrite
             Whether rows that are complete are written again; otherwise they are left alone.
@@ -320,6 +344,8 @@ class Store(ABC):
 
         Raises
         ------
+        RequestError
+            when rows are not distinct rows of the store.
         RowError
             when values do not fit the schema; nothing is written then.
         StoreError
@@ -375,7 +401,7 @@ class Store(ABC):
 
     @abstractmethod
     def record_failure(self, row: int, text: str) -> str:
-        """Keep the log of a row that failed; gone when the row completes. Returns where it is."""
+        """Keep `text` as the log of a row that failed; gone when the row completes. Returns where it is."""
 
     @abstractmethod
     def failures(self) -> dict[int, str]:
@@ -397,15 +423,16 @@ class Store(ABC):
 
     @abstractmethod
     def heartbeat(self, name: str, beat: dict[str, Any]) -> None:
-        """Leave the heartbeat of one campaign."""
+        """Leave the heartbeat of the campaign `name`: `beat` as `campaigns` lists it."""
 
     @abstractmethod
     def ask_to_stop(self, name: str, reason: str) -> None:
-        """Ask a campaign, by the name of its heartbeat, to end soon; rows that it has completed stay."""
+        """Ask a campaign, by the name of its heartbeat, to end soon for a `reason` that it will say; rows that it has completed
+        stay."""
 
     @abstractmethod
     def asked_to_stop(self, name: str) -> str | None:
-        """Why a campaign was asked to end; None when it was not."""
+        """Why the campaign `name` was asked to end; None when it was not."""
 
     def status(self) -> Status:
         """Counts, failures, and, while campaigns run, their rate and the time left."""
@@ -475,7 +502,14 @@ class Store(ABC):
         return False
 
     def forget(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
-        """Mark complete rows as not complete, so that the next campaign trains them again: those that `verify` found bad."""
+        """Mark complete rows, (k,) indices, as not complete, so that the next campaign trains them again: those that `verify`
+        found bad.
+
+        Raises
+        ------
+        RequestError
+            when there are no such rows.
+        """
         index = np.unique(np.asarray(rows, dtype=np.int64))
         outside = index[(index < 0) | (index >= self.n_models)]
         if len(outside):
@@ -486,12 +520,12 @@ class Store(ABC):
     @abstractmethod
     def _forget(self, rows: NDArray[np.int64]) -> None: ...
 
-    def merge(self, other: Store, *, progress: bool = False) -> Merged:
+    def merge(self, other: Store, *, progress: bool = True) -> Merged:
         """Copy the completed rows of another store of the same design and sweep that are missing here.
 
         Rows whose checksum is wrong there are not copied. Rows that are complete in both are left
         alone; those whose content differs (by their checksums, where both have them) are named in the result.
-        When it is interrupted, doing it again does what is missing.
+        When it is interrupted, doing it again does what is missing. With `progress`, progress is shown on standard error.
 
         Raises
         ------

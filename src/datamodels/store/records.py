@@ -42,7 +42,17 @@ def _is_name(name: Any) -> bool:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a store is. ``seconds_left`` and ``rows_per_second`` are None when no campaign runs."""
+    """How far a store is.
+
+    Attributes
+    ----------
+    models, completed, failed, pending
+        How many rows there are, are complete, failed in their last attempt, and are neither.
+    rows_per_second, seconds_left
+        Of the campaigns that run; None when none does.
+    failed_rows
+        Which rows failed.
+    """
 
     models: int
     completed: int
@@ -53,12 +63,23 @@ class Status:
     failed_rows: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `Store.verify` found: rows that are marked complete and whose bytes are not what was written."""
+    """What `Store.verify` found.
+
+    Attributes
+    ----------
+    checked
+        How many rows are marked complete.
+    bad_rows
+        Those whose bytes are not what was written.
+    has_checksums
+        Whether the store keeps checksums; without, only masks and parameters were compared.
+    """
 
     checked: int
     bad_rows: list[int]
@@ -66,15 +87,29 @@ class Verified:
 
     @property
     def ok(self) -> bool:
+        """Whether no row is bad."""
         return not self.bad_rows
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it and `ok`, JSON-ready."""
         return {"ok": self.ok, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What `Store.merge` did, as lists of rows."""
+    """What `Store.merge` did, as lists of rows.
+
+    Attributes
+    ----------
+    copied
+        Rows that are new here.
+    already_there
+        Complete in both, and left alone.
+    conflicting
+        Those of them whose content differs.
+    bad_in_source
+        Not copied, since their checksum is wrong there.
+    """
 
     copied: list[int]
     already_there: list[int]
@@ -82,4 +117,5 @@ class Merged:
     bad_in_source: list[int]
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
         return asdict(self)

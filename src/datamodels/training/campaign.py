@@ -20,7 +20,7 @@ from datamodels.design import subsets_without_class
 from datamodels.errors import MissingClassWarning, RequestError, StoreError, TaskChangedWarning
 from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_named
 from datamodels.progress import Progress, duration, note
-from datamodels.spec import MASKS
+from datamodels.spec import MASKS, Rows, rows_named
 from datamodels.store import Store
 from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_task
 
@@ -42,9 +42,24 @@ _HOPELESS = 20  # a campaign whose first rows all fail is stopped after so many
 class Summary:
     """How a campaign ended.
 
-    ``done`` rows were written by it, ``there`` were complete when their turn came, ``failed`` names
-    the rows whose last attempt failed (their logs are in the store's ``failures`` folder), and
-    ``pending`` counts rows that were asked for and not reached. ``stopped`` says who asked it to end early, and why.
+    Attributes
+    ----------
+    done
+        How many rows it has written.
+    there
+        How many were complete when their turn came.
+    failed
+        Rows whose last attempt failed; their logs are in the store's ``failures`` folder.
+    pending
+        How many rows were asked for and not reached.
+    seconds
+        How long it took.
+    interrupted
+        Whether Ctrl-C ended it.
+    stopped
+        Who asked it to end early, and why, or None.
+    subsets_without_class
+        Rows whose subset lacks a class, where the store knows labels.
     """
 
     done: int
@@ -62,6 +77,7 @@ class Summary:
         return not self.failed and (not self.pending or self.stopped is not None)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, `ok`, and rows per second, JSON-ready."""
         rate = self.done / self.seconds if self.seconds > 0 else None
         return {"ok": self.ok, **asdict(self), "rows_per_second": rate}
 
@@ -76,7 +92,7 @@ def train(
     retries: int = 0,
     threads: int = 1,
     progress: bool = True,
-    rows: slice | NDArray[np.int64] | None = None,
+    rows: Rows = None,
 ) -> Summary:
     """Run a task over the rows of a store that are not complete.
 
@@ -103,7 +119,7 @@ def train(
     progress
         Whether to show done, failed, rate and time left on standard error.
     rows
-        Only these rows, as ``slice(1000, 2000)`` or an array of indices; by default all.
+        Only these rows: ``(start, stop)``, a slice, indices, or a bool mask; by default all.
 
     Returns
     -------
@@ -121,30 +137,14 @@ def train(
         store = Store.open(store)
     if retries < 0:
         raise RequestError(f"retries is {retries}; give 0 or more")
+    wanted = rows_named(rows, store.n_models)
     function = load_task(task)
     runner = TaskRunner(store.address, task, isinstance(function, BlockTask))
     runner.prepare()
     make = executor_named(executor) if isinstance(executor, str) else executor
     where = make(runner, jobs=jobs, timeout=timeout, threads=threads)
     size = function.block_size if isinstance(function, BlockTask) else store.block_rows
-    return _Campaign(store, where, fingerprint(function), size, retries, progress, _wanted(store, rows)).run()
-
-
-def _wanted(store: Store, rows: slice | NDArray[np.int64] | None) -> NDArray[np.bool_]:
-    """Which rows are asked for, bool (n_models,)."""
-    wanted = np.zeros(store.n_models, dtype=np.bool_)
-    if isinstance(rows, np.ndarray):
-        if len(rows) and not (rows.min() >= 0 and rows.max() < store.n_models):
-            raise RequestError(f"rows are {rows.min()} to {rows.max()}; the store has rows 0..{store.n_models - 1}")
-        wanted[rows] = True
-        return wanted
-    wanted[slice(None) if rows is None else rows] = True
-    if rows is not None and (not wanted.any() or (rows.stop or 0) > store.n_models):
-        raise RequestError(
-            f"rows are {rows.start or 0}:{'' if rows.stop is None else rows.stop}; the store has rows 0..{store.n_models - 1} "
-            "(to add models, use `datamodels extend`)"
-        )
-    return wanted
+    return _Campaign(store, where, fingerprint(function), size, retries, progress, wanted).run()
 
 
 class _Campaign:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -61,6 +61,8 @@ def train_models(
         All training examples, (n, features) or (n, channels, height, width), and their labels (n,).
     rows
         What each model sees and draws, see `Streams`.
+    n_classes
+        Width of the logits; labels are 0..n_classes-1.
     engine
         ``compiled``: linear models, perceptrons and plain convolutional networks on a CPU, each from first to last step in
         compiled code. ``torch``: stacked tensors, for all architectures and devices. ``auto``: compiled where it can.
@@ -148,13 +150,24 @@ class _Standardise:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModels:
-    """Trained models with what goes before and after them when they are judged."""
+    """Trained models with what goes before and after them when they are judged.
+
+    Attributes
+    ----------
+    models
+        K networks.
+    scale
+        What is done to inputs.
+    flip_average
+        Whether logits are the mean over a picture and its mirror image.
+    """
 
     models: Models
     scale: _Standardise
     flip_average: bool
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of examples x (k, ...), as (K, k, classes)."""
         inputs = self.scale(x)
         if not self.flip_average:
             return self.models.logits(inputs)
@@ -188,6 +201,11 @@ class TrainRecipe:
         What is done to features with what each model's own subset says: selection, scaling, imputation. Models are then trained one by
         one, which costs little in the compiled engine and gives up the stack of the torch engine.
 
+    Raises
+    ------
+    RequestError
+        when a value is wrong, or values do not go together.
+
     Examples
     --------
     >>> task = TrainRecipe(Recipe(hidden=(32,)), "digits")                      # doctest: +SKIP
@@ -198,6 +216,7 @@ class TrainRecipe:
 
     recipe: Recipe
     dataset: str | Dataset
+    _: KW_ONLY
     outputs: tuple[str, ...] = ("margins",)
     splits: tuple[SplitName, ...] = ("test",)
     dtype: str = "float32"
@@ -264,11 +283,18 @@ class TrainRecipe:
 
     @property
     def n_train(self) -> int:
+        """Number of training examples."""
         return len(self.data.train)
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The schema of a store for the outputs."""
+        """The schema of a store for the outputs.
+
+        Raises
+        ------
+        RequestError
+            when the dataset lacks what `splits` or `prepare` need.
+        """
         self._check_data()
         sizes: dict[str, int] = {name: len(getattr(self.data, name)) for name in self.splits}
         return schema_of_splits(self.outputs, sizes, self.data.n_classes, self.dtype)

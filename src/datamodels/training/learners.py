@@ -47,12 +47,19 @@ class LearnerTask:
         (n, ...) and (k, ...) features, or dicts of them.
     y, y_test
         (n,) and (k,) labels as integers 0..n_classes-1.
+    n_classes
+        How many classes there are.
     outputs
         Names of `datamodels.training.outputs.OUTPUTS`.
     splits
         ``"test"``: keys are named as the outputs. ``"train"``: keys ``train_<name>``, ``"of": "train"``.
     dtype
         Of the keys in the store, but ``correct``.
+
+    Raises
+    ------
+    RequestError
+        when features, labels and outputs do not go together.
     """
 
     learner: Learner
@@ -189,8 +196,6 @@ def function_task(
     dtype: str = "float32",
 ) -> LearnerTask:
     """A task out of a function that trains and scores: PyTorch, or anything else.
-
-    ::
 
         import torch
 

@@ -42,15 +42,33 @@ def margins(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     (..., k), positive where the prediction is right.
+
+    Raises
+    ------
+    RequestError
+        for shapes or labels that do not go together.
     """
     correct, others = _split(logits, labels)
     return correct - others.max(axis=-1)
 
 
 def log_odds_margins(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Log-odds margin ``log(p / (1 - p))`` of the label's probability p: what TRAK differentiates.
+    """Log-odds margin ``log(p / (1 - p))`` of the label's probability p, ``logit_y - logsumexp of the others``: what TRAK
+    differentiates (Park et al. 2023, arXiv:2303.14186).
 
-    Shapes as in `margins`; the two agree for two classes.
+    Parameters
+    ----------
+    logits, labels
+        As in `margins`; the two agree for two classes.
+
+    Returns
+    -------
+    (..., k).
+
+    Raises
+    ------
+    RequestError
+        for shapes or labels that do not go together.
     """
     correct, others = _split(logits, labels)
     largest = others.max(axis=-1, keepdims=True)
@@ -58,17 +76,45 @@ def log_odds_margins(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64
 
 
 def margins_from_proba(proba: ArrayLike, labels: ArrayLike, *, eps: float = 1e-6) -> NDArray[np.float64]:
-    """Correct-class margin ``log p_label - max log p_other`` from ``predict_proba`` (..., k, classes).
+    """Correct-class margin ``log p_label - max log p_other`` from ``predict_proba``.
 
-    Probabilities are clipped to [eps, 1] first, so margins lie within ± log(1/eps).
+    Parameters
+    ----------
+    proba
+        (..., k, classes) probabilities.
+    labels
+        (k,) integers.
+    eps
+        Probabilities are clipped to [eps, 1] first, so margins lie within ± log(1/eps).
+
+    Returns
+    -------
+    (..., k).
+
+    Raises
+    ------
+    RequestError
+        for shapes or labels that do not go together.
     """
     return margins(np.log(np.clip(np.asarray(proba, dtype=np.float64), eps, 1.0)), labels)
 
 
 def losses(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Cross-entropy ``-log p`` of the label's probability p, in nats.
+    """Cross-entropy ``-log p`` of the label's probability p, in nats: ``log(1 + exp(-log_odds_margins))``.
 
-    Shapes as in `margins`; equal to ``log(1 + exp(-log_odds_margins))``.
+    Parameters
+    ----------
+    logits, labels
+        As in `margins`.
+
+    Returns
+    -------
+    (..., k).
+
+    Raises
+    ------
+    RequestError
+        for shapes or labels that do not go together.
     """
     return np.logaddexp(0.0, -log_odds_margins(logits, labels))
 
@@ -76,7 +122,19 @@ def losses(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 def correct(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
     """Whether the label's logit is larger than every other one: a tie is wrong.
 
-    Shapes as in `margins`; true where the margin is positive.
+    Parameters
+    ----------
+    logits, labels
+        As in `margins`.
+
+    Returns
+    -------
+    (..., k), true where the margin is positive.
+
+    Raises
+    ------
+    RequestError
+        for shapes or labels that do not go together.
     """
     chosen, others = _split(logits, labels)
     return chosen > others.max(axis=-1)

@@ -15,7 +15,7 @@ from datamodels.errors import RequestError
 By = Literal["variance", "f_score"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
     """Steps in this order, each fitted to the examples of a model's subset and applied to all examples that it trains on or is judged on.
 
@@ -56,7 +56,13 @@ class Preparation:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Preparation:
-        """From parameters by their names, as a YAML file has them."""
+        """From parameters by their names, as a YAML file has them.
+
+        Raises
+        ------
+        RequestError
+            when there is no such parameter, or a value is wrong.
+        """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise RequestError(f"a preparation has no {unknown[0]!r}; legal: {', '.join(cls.__dataclass_fields__)}")

@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 BUILT_IN = ("linear", "mlp", "cnn", "resnet9")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Recipe:
     """How one model is trained.
 
@@ -122,14 +122,15 @@ class Recipe:
         return self.flip or self.translate > 0 or self.cutout > 0
 
     def total_steps(self, subset_size: int) -> int:
-        """Optimiser steps of a model with a subset of so many examples."""
+        """Optimiser steps of a model with a subset of `subset_size` examples."""
         return self.steps or self.epochs * self.steps_per_epoch(subset_size)
 
     def steps_per_epoch(self, subset_size: int) -> int:
+        """Optimiser steps of one pass over a subset of `subset_size` examples."""
         return -(-self.seen_per_epoch(subset_size) // self.batch_size)
 
     def seen_per_epoch(self, subset_size: int) -> int:
-        """Examples of the subset that an epoch comes to."""
+        """How many of the `subset_size` examples of a subset an epoch comes to."""
         dropped = self.drop_last and subset_size > self.batch_size
         return subset_size - subset_size % self.batch_size if dropped else subset_size
 
@@ -150,7 +151,7 @@ class Recipe:
         return self.lr * shape
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Recipe:
-        """The recipe with other values, as a sweep has them.
+        """The recipe with other values: `parameters` as a sweep has them, name -> value.
 
         Raises
         ------

@@ -19,7 +19,15 @@ FLIP, DOWN, RIGHT, CUT_ROW, CUT_COLUMN = range(5)
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """The generators of one row, and the training examples that it sees, (size,)."""
+    """The generators of one row, and the training examples that it sees.
+
+    Attributes
+    ----------
+    members
+        (size,) indices of the examples in the row's subset.
+    init, order, augment
+        Draw first weights, the order of examples, and changes of pictures.
+    """
 
     members: NDArray[np.int64]
     init: np.random.Generator
@@ -28,12 +36,12 @@ class Streams:
 
     @classmethod
     def of(cls, design: Design, row: int, mask: NDArray[np.bool_]) -> Streams:
-        """Those of a row of a design."""
+        """Those of a row of a design, with its subset `mask`, bool (n_train,)."""
         return cls(np.flatnonzero(mask), *(design.rng(row, name) for name in ("init", "order", "augment")))
 
     @classmethod
     def seeded(cls, mask: NDArray[np.bool_], seed: int, row: int = 0) -> Streams:
-        """Those of model number `row` under a seed, whatever the design."""
+        """Those of model number `row` under a seed, with a subset `mask`, bool (n_train,), whatever the design."""
         seeds = np.random.SeedSequence([seed, row]).spawn(3)
         return cls(np.flatnonzero(mask), *map(np.random.default_rng, seeds))
 
@@ -42,8 +50,8 @@ class Streams:
         return self.order.permutation(self.members)
 
     def changes(self, recipe: Recipe, height: int, width: int) -> NDArray[np.int16]:
-        """How each picture of the next epoch is changed, (size, 5): mirrored or not, shift down and right, and the
-        centre of the blanked square."""
+        """How each picture, `height` by `width` pixels, of the next epoch is changed by a recipe, (size, 5): mirrored or not,
+        shift down and right, and the centre of the blanked square."""
         size = len(self.members)
         out = np.zeros((size, 5), dtype=np.int16)
         if recipe.flip:

@@ -48,8 +48,15 @@ def block_task(function: Function | None = None, *, block_size: int = 100) -> An
 
     Parameters
     ----------
+    function
+        The function, where it is marked by a call; without it a decorator comes back.
     block_size
         Rows per call at most.
+
+    Raises
+    ------
+    RequestError
+        when `block_size` is below 1.
     """
     if function is None:
         return functools.partial(block_task, block_size=block_size)

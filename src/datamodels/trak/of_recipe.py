@@ -117,7 +117,7 @@ def trak_of_recipe(
     if known.exists():
         return TrakRun(Attribution.load(known), trained)
     trak.featurize(_batches(task.data.train), trained.files, executor=executor, progress=progress)
-    found = score_split(trak, getattr(task.data, targets), train=targets == "train")
+    found = score_split(trak, getattr(task.data, targets), train=targets == "train", progress=progress)
     origin = {"task": task.to_dict(), "alpha": alpha, "seed": seed, "fingerprint": networks}
     found = replace(
         found,
@@ -135,7 +135,7 @@ def train_checkpoints(
     *,
     alpha: float = 0.5,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Checkpoints:
     """Train networks of a recipe, each on its own random share of the training set, into files of state dicts.
 
@@ -179,7 +179,7 @@ def trak_of(
     ridge: float | Literal["auto"] = "auto",
     params: Sequence[str] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> TRAK:
     """`TRAK` with the features of all training examples of a recipe.
 
@@ -214,6 +214,7 @@ def score_split(
     train: bool = False,
     kind: Kind = "trak",
     learning_rates: Sequence[float] | None = None,
+    progress: bool = True,
 ) -> Attribution:
     """Scores for the examples of a split; no row of any store is used.
 
@@ -229,9 +230,14 @@ def score_split(
         Whether they are training examples, `positions` their numbers.
     kind, learning_rates
         ``trak``, or ``dot`` or ``cosine``: the baselines of `TRAK.similarity`, with learning rates TracIn.
+    progress
+        Whether to show how far it is.
     """
     given = _batches(targets)
-    found = trak.score(given) if kind == "trak" else trak.similarity(given, kind, learning_rates=learning_rates)
+    if kind == "trak":
+        found = trak.score(given, progress=progress)
+    else:
+        found = trak.similarity(given, kind, learning_rates=learning_rates, progress=progress)
     numbers = np.arange(len(targets)) if positions is None else np.asarray(positions, dtype=np.int64)
     return replace(
         found,

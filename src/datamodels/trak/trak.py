@@ -104,6 +104,7 @@ class TRAK:
         self,
         model: nn.Module,
         task: Any = "image_classification",
+        *,
         projection: str = "sjlt",
         dim: int = 2048,
         seed: int = 0,
@@ -141,7 +142,7 @@ class TRAK:
         *,
         rows: tuple[int, int] | None = None,
         executor: str | MakePool = "local",
-        progress: bool = False,
+        progress: bool = True,
     ) -> None:
         """Compute the features of the train examples under every checkpoint; rows that are on disk are left alone.
 
@@ -207,7 +208,7 @@ class TRAK:
         return {**self.__dict__, "_kernels": {}}
 
     def score(
-        self, target_loader: Iterable[Any], *, out: str | Path | None = None, progress: bool = False
+        self, target_loader: Iterable[Any], *, out: str | Path | None = None, progress: bool = True
     ) -> Attribution:
         """Scores of all train examples for the targets, an `Attribution` with weights (n, t) and bias 0.
 
@@ -246,7 +247,7 @@ class TRAK:
         *,
         learning_rates: Sequence[float] | None = None,
         out: str | Path | None = None,
-        progress: bool = False,
+        progress: bool = True,
     ) -> Attribution:
         """Products of loss gradients: the baselines that TRAK has to beat, from the features that `featurize` computed.
 
