@@ -184,8 +184,8 @@ def test_a_task_is_read_from_yaml(tmp_path: Path) -> None:
     )
     task = TrainRecipe.read(file)
     assert task == TrainRecipe(
-        Recipe(hidden=(8,), lr=0.05), "digits[100,20]", ("margins", "correct"), ("train",), "float16", stack=4,
-        block_size=10,
+        Recipe(hidden=(8,), lr=0.05), "digits[100,20]", outputs=("margins", "correct"), splits=("train",), dtype="float16",
+        stack=4, block_size=10,
     )  # fmt: skip
     import yaml
 

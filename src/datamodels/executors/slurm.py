@@ -109,7 +109,13 @@ class Slurm:
 
     @property
     def minutes(self) -> int:
-        """The time limit in minutes."""
+        """The time limit in minutes.
+
+        Raises
+        ------
+        RequestError
+            when `time` is none.
+        """
         parts = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+))", str(self.time))
         if parts is None or not any(map(int, filter(None, parts.groups()))):
             raise RequestError(f"time is {self.time!r}; give minutes, or '[D-]HH:MM:SS'")
@@ -118,7 +124,13 @@ class Slurm:
 
     @property
     def further(self) -> dict[str, str | bool]:
-        """`sbatch` by name."""
+        """`sbatch` by name.
+
+        Raises
+        ------
+        RequestError
+            when a word of it is no parameter.
+        """
         found: dict[str, str | bool] = {}
         for word in shlex.split(self.sbatch):
             name, equals, value = word.partition("=")

@@ -32,23 +32,25 @@ _LAYERS = ("standard_error", "low", "high", "p_value")
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Confidence intervals of every weight, (n_train, n_targets) float32 each.
+    """Confidence intervals of every weight.
 
     Attributes
     ----------
     estimate
-        Of E[output | j in] - E[output | j out], in output units.
+        (n_train, n_targets) float32, of E[output | j in] - E[output | j out], in output units.
     standard_error
-        Of the estimate; inf where nothing can be learned (an example that is in every subset or in none,
+        (n_train, n_targets) float32, of the estimate; inf where nothing can be learned (an example that is in every subset or in none,
         a target's own column, a target whose fit has as many nonzeros as it has rows).
     low, high
-        Ends of the interval.
+        (n_train, n_targets) float32, ends of the interval.
     p_value
-        Two-sided, of no influence; for one example and target, not adjusted for how many were looked at.
+        (n_train, n_targets) float32, two-sided, of no influence; for one example and target, not adjusted for how many were looked at.
     confidence
         The share of intervals that hold the true value.
     robust
         Whether standard errors allow for noise that depends on the subset.
+    n_models
+        Rows that took part.
     targets
         (n_targets,) which outputs they are.
     provenance
@@ -80,7 +82,7 @@ class Intervals:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write an AnnData ``.h5ad``: X = estimateᵀ, layers ``standard_error``, ``low``, ``high``, ``p_value``."""
+        """Write an AnnData at `path`, ``.h5ad``: X = estimateᵀ, layers ``standard_error``, ``low``, ``high``, ``p_value``."""
         table = Attribution(
             self.estimate, np.zeros(len(self.targets)), {"target": self.targets}, provenance=self.provenance
         )
@@ -141,6 +143,8 @@ def intervals(
         The sandwich standard error, valid when noise depends on the subset.
     masks_key, outputs_key
         Keys of the store; by default those that were fitted.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------

@@ -71,7 +71,7 @@ class Selection:
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def of(self, target: int) -> NDArray[np.int64]:
-        """The training examples selected for a target, strongest first."""
+        """The training examples selected for a target, (k,) indices, strongest first."""
         return strongest_first(self.selected, self.statistic, target)
 
     def counts(self) -> NDArray[np.int64]:
@@ -88,7 +88,7 @@ class Selection:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write an AnnData ``.h5ad``: X = statisticᵀ, layer ``selected``, obs = targets, var = training examples."""
+        """Write an AnnData at `path`, ``.h5ad``: X = statisticᵀ, layer ``selected``, obs = targets, var = training examples."""
         facts = {"threshold": self.threshold, "target": self.targets}
         table = Attribution(self.statistic, np.zeros(len(self.threshold)), facts, provenance=self.provenance)
         single = {"fdr": self.fdr, "exact": self.exact, "n_models": self.n_models}
@@ -150,6 +150,8 @@ def select(
     seed
         Draws the knockoffs. Other seeds give somewhat other selections, each of them valid; choosing
         among them by their outcome is not.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------

@@ -53,6 +53,8 @@ class Stability:
         Half-samples, and rows in all.
     targets
         (n_targets,) which outputs they are.
+    provenance
+        Rows used, estimator, seed, versions.
     """
 
     frequency: NDArray[np.float32]
@@ -66,7 +68,7 @@ class Stability:
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def of(self, target: int) -> NDArray[np.int64]:
-        """The training examples selected for a target, most frequent first."""
+        """The training examples selected for a target, (k,) indices, most frequent first."""
         return strongest_first(self.selected, self.frequency, target)
 
     def counts(self) -> NDArray[np.int64]:
@@ -85,7 +87,7 @@ class Stability:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write an AnnData ``.h5ad``: X = frequencyᵀ, layer ``selected``, obs = targets, var = training examples."""
+        """Write an AnnData at `path`, ``.h5ad``: X = frequencyᵀ, layer ``selected``, obs = targets, var = training examples."""
         table = Attribution(
             self.frequency, np.zeros(len(self.targets)), {"target": self.targets}, provenance=self.provenance
         )
@@ -142,6 +144,8 @@ def stability(
         How many each half names at most; by default the largest for which the bound is at most 1.
     seed
         Draws the half-samples.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------

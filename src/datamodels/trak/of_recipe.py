@@ -38,7 +38,15 @@ _ROOM = 2  # gradients of up to so many times `dim` parameters are not projected
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Networks of a recipe in files, in order, and how many of them were trained by the call that returned this."""
+    """Networks of a recipe.
+
+    Attributes
+    ----------
+    files
+        Their state dicts, in order.
+    trained
+        How many of them were trained by the call that returned this.
+    """
 
     files: list[Path]
     trained: int
@@ -51,7 +59,15 @@ class Checkpoints:
 
 @dataclass(frozen=True, eq=False)
 class TrakRun:
-    """Scores, and the networks that they are from."""
+    """Scores, and the networks that they are from.
+
+    Attributes
+    ----------
+    attribution
+        Weights (n_train, n_targets) of TRAK.
+    checkpoints
+        The networks.
+    """
 
     attribution: Attribution
     checkpoints: Checkpoints
@@ -90,6 +106,8 @@ def trak_of_recipe(
         Of the networks and of the projection.
     executor
         Of `TRAK.featurize`; networks are trained here.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------
@@ -153,6 +171,8 @@ def train_checkpoints(
         Share of the training set that each of them sees, 0 < alpha <= 1.
     seed
         Of the shares, first weights and orders.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------
@@ -195,6 +215,8 @@ def trak_of(
         As in `TRAK`, or ``auto``: ``none`` where the parameters are at most twice `dim`, else ``sjlt``.
     dim, ridge, params, seed
         As in `TRAK`.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------
@@ -231,7 +253,7 @@ def score_split(
     kind, learning_rates
         ``trak``, or ``dot`` or ``cosine``: the baselines of `TRAK.similarity`, with learning rates TracIn.
     progress
-        Whether to show how far it is.
+        Whether to show progress on standard error.
     """
     given = _batches(targets)
     if kind == "trak":

@@ -256,6 +256,11 @@ class Contrastive:
     at the similarities ``scale * <image, text>``; Q is one minus the mean of the two probabilities. The others are the
     first ``negatives`` train pairs, embedded once per checkpoint and held fixed; a train pair among them is one of its
     own negatives, as in the simulated batches of section 5.1 of the paper.
+
+    Parameters
+    ----------
+    negatives
+        How many train pairs are the others.
     """
 
     negatives: int = 300
@@ -263,6 +268,7 @@ class Contrastive:
     _texts: Tensor | None = field(default=None, repr=False)
 
     def prepare(self, model: nn.Module, params: State, buffers: State, loader: Iterable[Any]) -> None:
+        """Embed the first pairs of a `loader` by a `model` with values `params` and `buffers`, as the others."""
         images, texts, found = [], [], 0
         device = next(iter(params.values())).device
         with torch.no_grad():
@@ -308,8 +314,10 @@ class Contrastive:
         )
 
     def output(self, model: nn.Module, params: State, buffers: State, batch: Any) -> Tensor:
+        """The output of each pair of a `batch`, (B,), by a `model` with values `params` and `buffers`."""
         return sum(self._margins(model, params, buffers, batch))  # type: ignore[return-value]
 
     def loss_weight(self, model: nn.Module, params: State, buffers: State, batch: Any) -> Tensor:
+        """Q of each pair of a `batch`, (B,), by a `model` with values `params` and `buffers`."""
         by_image, by_text = self._margins(model, params, buffers, batch)
         return (torch.sigmoid(-by_image) + torch.sigmoid(-by_text)) / 2

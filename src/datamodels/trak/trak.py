@@ -98,6 +98,11 @@ class TRAK:
     out
         A folder for the features, which outlives the process and refuses features of something else; a temporary one by
         default, which makes room for them.
+
+    Raises
+    ------
+    RequestError
+        when a value is wrong, or the model does not go with the task.
     """
 
     def __init__(
