@@ -19,7 +19,8 @@ import numpy as np
 from datamodels.regression import bits
 from datamodels.regression.path import fit_path, lambda_grid, lambda_max, solve_at, solve_path
 from datamodels.regression.problem import Problem
-from datamodels.regression.statistics import SplitStatistics, Statistics
+from datamodels.regression.split_statistics import SplitStatistics
+from datamodels.regression.statistics import Statistics
 from peers import (
     Data,
     Peer,

@@ -15,7 +15,7 @@ import numpy as np
 
 from datamodels.regression.path import fit_path
 from datamodels.regression.problem import Problem
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.split_statistics import SplitStatistics
 from datamodels.threads import n_threads
 
 SUPPORT = 20

@@ -22,7 +22,7 @@ import numpy as np
 from datamodels.design import Design
 from datamodels.regression.problem import Problem
 from datamodels.regression.statistics import Statistics
-from datamodels.store.base import row_checksum
+from datamodels.store.plan import row_checksum
 from datamodels.store.zarr_format import BLOCKS_PER_STATE
 from datamodels.threads import n_threads
 

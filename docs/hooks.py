@@ -6,6 +6,8 @@ docs/ become pages, so links to them, and from them, lead to those.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import logging
 import posixpath
 import re
@@ -23,9 +25,13 @@ from mkdocs.utils import get_relative_url
 ROOT = Path(__file__).parent.parent
 COMMANDS = "reference/command-line.md"
 _BLOCK = re.compile(r"(^(?P<fence>`{3,}).*?^(?P=fence)$)", re.MULTILINE | re.DOTALL)
+_DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
+_SCRIPT = re.compile(r"(?<!\[)`((?:\w+/)?\w+\.py)`")
 _HREF = re.compile(r'(?<=\bhref=")(?!\w+:|#)[^"#]+')
 _SCRIPT_FROM_ELSEWHERE = re.compile(r"<script\b(?:(?!</script>).)*?https?://.*?</script>", re.DOTALL)
+_NAME = re.compile(r"(?<!`)`([A-Za-z][\w.]*)`(?!`)")
+_PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _log = logging.getLogger("mkdocs.hooks.datamodels")  # its warnings count where the build is strict
 
 
@@ -34,8 +40,10 @@ def beside() -> dict[str, str]:
     """Files outside of docs/ that become pages: path in the project -> path of the page."""
     found = {path.name: f"project/{path.stem.lower()}.md" for path in sorted(ROOT.glob("*.md"))}
     found |= {"LICENSE": "project/licence.md"}
-    found |= {"examples/README.md": "examples/index.md", "benchmarks/RESULTS.md": "benchmarks/index.md"}
-    scripts = [path.relative_to(ROOT) for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+    found |= {"examples/README.md": "examples/index.md", "benchmarks/RESULTS.md": "benchmarks/RESULTS.md"}
+    scripts = [
+        path.relative_to(ROOT) for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))
+    ]
     return found | {path.as_posix(): path.with_suffix(".md").as_posix() for path in scripts}
 
 
@@ -61,11 +69,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     place = page.file.src_uri
     if place == COMMANDS:
         markdown += "\n".join(command_line())
+    markdown = _DIRECTIVE.sub(lambda found: directive(found[1]), markdown)
     out, end = [], 0
     for block in _BLOCK.finditer(markdown):
-        out += [_LINK.sub(lambda link: target(link[0], place), markdown[end : block.start()]), block[0]]
+        out += [with_links(markdown[end : block.start()], place), block[0]]
         end = block.end()
-    return "".join([*out, _LINK.sub(lambda link: target(link[0], place), markdown[end:])])
+    return "".join([*out, with_links(markdown[end:], place)])
+
+
+def with_links(text: str, place: str) -> str:
+    """Text of the page at `place` with its links as the site has them, and more: to the scripts that it names."""
+    text = _LINK.sub(lambda link: target(link[0], place), text)
+
+    def script(name: re.Match[str]) -> str:
+        page = beside().get(name[1]) or beside().get(posixpath.join(posixpath.dirname(source_of(place)), name[1]))
+        return name[0] if page is None else f"[{name[0]}]({posixpath.relpath(page, posixpath.dirname(place) or '.')})"
+
+    return _SCRIPT.sub(script, text)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -87,12 +107,26 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return sources + _HREF.sub(address, _SCRIPT_FROM_ELSEWHERE.sub("", html))
 
 
+def source_of(place: str) -> str:
+    """What the page at `place` is made of: a path in the project."""
+    return {page: path for path, page in beside().items()}.get(place, f"docs/{place}")
+
+
 def target(link: str, place: str) -> str:
     """Where a relative link leads from the page at `place`; links to files that are no pages stay as they are."""
-    source = {page: path for path, page in beside().items()}.get(place, f"docs/{place}")
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source_of(place)), link))
     page = beside().get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
     return link if page is None else posixpath.relpath(page, posixpath.dirname(place) or ".")
+
+
+def directive(name: str) -> str:
+    """What has mkdocstrings describe a name. One that a package has for a function and its module alike it takes for the module: there
+    the function is asked for where it is defined, and headed as users call it."""
+    package, _, last = name.rpartition(".")
+    home = getattr(getattr(importlib.import_module(package), last), "__module__", None) or package
+    if home.rpartition(".")[2] != last:
+        return f"::: {name}"
+    return f"[](){{#{name}}}\n\n::: {home}.{last}\n    options:\n      heading: {name}\n      toc_label: {last}"
 
 
 def command_line() -> Iterator[str]:
@@ -118,18 +152,39 @@ def command_line() -> Iterator[str]:
 
 
 class Fields(griffe.Extension):
-    """Fields of pydantic's dataclasses are arguments, each of several names on one line of a docstring has its own type and
-    default, and a default that is a constant shows its value."""
+    """What pages say of arguments, made exact.
+
+    Fields of pydantic's dataclasses are arguments, and what pydantic's `Field` says of one is its description. Each of several names on
+    one line of a docstring has its own type and default. Constants and names of types that this package makes are spelled out.
+    """
 
     def on_class_instance(self, *, cls: griffe.Class, **_: Any) -> None:
         for decorator in cls.decorators:
-            if decorator.callable_path == "pydantic.dataclasses.dataclass" and isinstance(decorator.value, griffe.ExprCall):
+            if decorator.callable_path == "pydantic.dataclasses.dataclass" and isinstance(
+                decorator.value, griffe.ExprCall
+            ):
                 decorator.value.function = griffe.ExprName("dataclasses.dataclass")
 
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        if any(str(base) == "BaseModel" for base in cls.bases):
+            model = getattr(importlib.import_module(cls.module.path), cls.name)
+            for name, field in model.model_fields.items():
+                if field.description:
+                    cls.members[name].docstring = griffe.Docstring(
+                        f"{field.description[0].upper()}{field.description[1:]}."
+                    )
+
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **_: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = _PAPER.sub(
+                r"[\g<0>](https://arxiv.org/abs/\1)", _NAME.sub(linked, obj.docstring.value)
+            )
+        if isinstance(obj, griffe.Attribute):
+            obj.annotation = spelled_out(obj.annotation, loader)
         parameters = obj.parameters if isinstance(obj, griffe.Function | griffe.Class) else ()
         for parameter in parameters:
-            parameter.default = _constant(parameter.default, loader)
+            parameter.annotation = spelled_out(parameter.annotation, loader)
+            parameter.default = spelled_out(parameter.default, loader)
         for section in obj.docstring.parsed if obj.docstring else ():
             if section.kind is griffe.DocstringSectionKind.parameters:
                 for said in section.value:
@@ -137,22 +192,63 @@ class Fields(griffe.Extension):
                         said.annotation, said.value = parameters[said.name].annotation, parameters[said.name].default
             elif section.kind is griffe.DocstringSectionKind.attributes:
                 section.value = [
-                    griffe.DocstringAttribute(name, description=said.description, annotation=_annotation(obj, name))
+                    griffe.DocstringAttribute(
+                        name, description=said.description, annotation=annotation_of(obj, name, loader)
+                    )
                     for said in section.value
                     for name in said.name.split(", ")
                 ]
 
 
-def _constant(default: Any, loader: griffe.GriffeLoader) -> Any:
-    if isinstance(default, griffe.ExprName):
-        try:
-            known = loader.modules_collection[default.canonical_path]
-        except KeyError:
-            return default
-        return known.value if known.is_attribute else default
-    return default
+@cache
+def described() -> dict[str, str]:
+    """Classes by the names that docstrings call them, and all names by their full ones -> their anchors on pages of the reference."""
+    pages = sorted((ROOT / "docs/reference").glob("*.md"))
+    names = [name for page in pages for name in _DIRECTIVE.findall(page.read_text())]
+    return {name.rpartition(".")[2]: name for name in reversed(names) if name.rpartition(".")[2][0].isupper()} | {
+        name: name for name in names
+    }
 
 
-def _annotation(obj: griffe.Object, name: str) -> Any:
+def linked(found: re.Match[str]) -> str:
+    """A name in a docstring, as a link where the reference describes it."""
+    name, _, member = found[1].partition(".") if found[1] not in described() else (found[1], "", "")
+    path = described().get(name)
+    if path is None:
+        return found[0]
+    package, _, last = path.rpartition(".")
+    held = getattr(getattr(importlib.import_module(package), last), member, None) if member else None
+    if member and not (getattr(held, "__doc__", None) and (callable(held) or isinstance(held, property))):
+        return found[0]
+    return f"[{found[0]}][{path}{'.' * bool(member)}{member}]"
+
+
+def spelled_out(expression: Any, loader: griffe.GriffeLoader) -> Any:
+    """An expression with what its names stand for, where this package has assigned it."""
+    if isinstance(expression, list):
+        return [spelled_out(part, loader) for part in expression]
+    if isinstance(expression, griffe.ExprName):
+        known = meaning(expression, loader)
+        return expression if known is None else spelled_out(known, loader)
+    if isinstance(expression, griffe.Expr):
+        values = {field.name: getattr(expression, field.name) for field in dataclasses.fields(expression)}
+        return dataclasses.replace(
+            expression, **{name: spelled_out(value, loader) for name, value in values.items() if name != "parent"}
+        )
+    return expression
+
+
+def meaning(name: griffe.ExprName, loader: griffe.GriffeLoader) -> Any:
+    path = name.canonical_path
+    if not path.startswith("datamodels."):
+        return None
+    try:
+        known = loader.modules_collection[path]
+    except KeyError:
+        return None
+    return known.value if known.is_attribute and "TypeVar" not in str(known.value) else None
+
+
+def annotation_of(obj: griffe.Object, name: str, loader: griffe.GriffeLoader) -> Any:
     member = obj.all_members.get(name)
-    return member.annotation if member is not None and member.is_attribute else None
+    return spelled_out(member.annotation, loader) if member is not None and member.is_attribute else None

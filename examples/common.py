@@ -20,7 +20,7 @@ from datamodels.attribution import Attribution
 from datamodels.errors import DatamodelsError
 from datamodels.experiment import Part
 from datamodels.files import replacing
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.fit import fit
 from datamodels.store import Store
 from datamodels.training.ensemble import TrainRecipe

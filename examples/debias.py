@@ -104,7 +104,11 @@ def shortcut(name: str, quick: bool) -> Dataset:
     """Two classes, with a square that agrees with the label in most training images and in half of the test images."""
     whole, classes = load(name), CLASSES[name]
     both = whole.coarse({one: [one] for one in classes})
-    data = both.subset(n_train=3000, n_test=2000, seed=0) if not quick else both.subset(n_train=400, n_test=len(both.test), seed=0)
+    data = (
+        both.subset(n_train=3000, n_test=2000, seed=0)
+        if not quick
+        else both.subset(n_train=400, n_test=len(both.test), seed=0)
+    )
     names = tuple(f"{one}, {what}" for one in classes for what in ("plain", "square"))
     splits = (_planted(data.train, AGREES, 0), _planted(data.test, 0.5, 1))
     return Dataset(f"{data.name}+square", *splits, classes, "group", names)

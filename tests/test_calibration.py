@@ -16,8 +16,9 @@ from datamodels.datasets import load
 from datamodels.errors import RequestError
 from datamodels.evaluation.compare import compare_lds
 from datamodels.evaluation.counterfactual import counterfactual
-from datamodels.regression.calibration import measure, removal, shrink
+from datamodels.regression.calibration import removal
 from datamodels.regression.problem import Problem
+from datamodels.regression.slopes import measure, shrink
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
 

@@ -19,7 +19,8 @@ from datamodels.regression.path import lambda_grid, lambda_max, solve_at, solve_
 from datamodels.regression.problem import Problem
 from datamodels.regression.reference import elastic_net
 from datamodels.regression.rows import PackedRows
-from datamodels.regression.statistics import Accumulator, SplitStatistics, Standardised, Statistics
+from datamodels.regression.split_statistics import SplitStatistics, Standardised
+from datamodels.regression.statistics import Accumulator, Statistics
 from datamodels.threads import ahead, spread
 from tests.conftest import plant, statistics_of
 
@@ -363,7 +364,7 @@ def test_float32_products_lose_nothing_that_matters(monkeypatch: pytest.MonkeyPa
     p = plant(900, 120, 4, noise=0.5)
     options = {"masks": p.masks, "outputs": p.outputs + 50, "memory": memory_, "progress": False}
     exact = fit(**options)  # type: ignore[arg-type]
-    monkeypatch.setattr(statistics, "_FLOAT64_PRODUCTS_UP_TO", 10)
+    monkeypatch.setattr(statistics, "FLOAT64_PRODUCTS_UP_TO", 10)
     rough = fit(**options)  # type: ignore[arg-type]
     assert not np.array_equal(rough.weights, exact.weights)
     np.testing.assert_allclose(rough.weights, exact.weights, atol=2e-5)

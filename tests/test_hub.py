@@ -586,7 +586,7 @@ def test_claims_do_not_overlap_and_end(hub: Hub, store: Store, monkeypatch: pyte
     assert [claim(ADDRESS, rows=6).rows for _ in range(3)] == ["20:27", "27:33", "33:39"]  # row 24 is there
     assert claim(ADDRESS, rows=6, hours=1).to_dict()["missing"] == 1
     with pytest.raises(
-        RequestError, match=r"no row of 'default' .* is free: 21 of 40 are there, 19 of them claimed, the first until"
+        RequestError, match=r"no row of 'default' .* is free: 21 of 40 are there, 19 claimed, the first until"
     ):
         claim(ADDRESS)
 
@@ -870,7 +870,7 @@ def test_commands(hub: Hub, store: Store, tmp_path: Path, capsys: pytest.Capture
     assert run("push", str(tmp_path / "copy"), ADDRESS)[0] == 0
     status, text = run("push", folder, ADDRESS)
     assert status == 1
-    assert "rows of default with other content on both sides, left as they are: [22]" in text
+    assert "rows of default with other content on both sides, left as they are: 22" in text
 
 
 def test_train_does_the_rows_that_are_asked_for(new_store: Callable[..., Store]) -> None:
@@ -880,5 +880,5 @@ def test_train_does_the_rows_that_are_asked_for(new_store: Callable[..., Store])
     assert np.flatnonzero(made.completed()).tolist() == list(range(5, 12))
     assert dm.train(made, "tests.tasks:good_blocks", executor="inline", progress=False, rows=slice(3)).done == 3
     for rows in (slice(15, 21), slice(20, None), slice(4, 4)):
-        with pytest.raises(RequestError, match=r"the store has rows 0\.\.19"):
+        with pytest.raises(RequestError, match=r"beyond the 20 rows"):
             dm.train(made, "tests.tasks:good_blocks", executor="inline", progress=False, rows=rows)

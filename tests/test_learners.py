@@ -348,7 +348,8 @@ def test_tensors_go_in_and_come_out(dtype: torch.dtype) -> None:
 
 
 def test_the_example_of_the_docstring_trains_a_network(tmp_path: Path) -> None:
-    text = inspect.getdoc(function_task).split("::\n", 1)[1].split("Parameters\n", 1)[0]
+    doc = inspect.getdoc(function_task)
+    text = doc[doc.index("    import torch\n") :].split("\n\nParameters\n", 1)[0]
     names: dict[str, Any] = {"function_task": function_task, "y_train": Y, "y_test": Y_TEST}
     names |= {"x_train": X.astype(np.float32), "x_test": X_TEST.astype(np.float32)}
     exec(textwrap.dedent(text), names)  # noqa: S102

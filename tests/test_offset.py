@@ -24,11 +24,12 @@ from datamodels import (
 )
 from datamodels.errors import RequestError
 from datamodels.evaluation.curve import curve
-from datamodels.regression.calibration import measure
-from datamodels.regression.estimators import Estimator, from_description
+from datamodels.regression.estimator import Estimator
+from datamodels.regression.estimators import from_description
 from datamodels.regression.prior import prior_factors
 from datamodels.regression.problem import Problem
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.slopes import measure
+from datamodels.regression.split_statistics import SplitStatistics
 
 from .conftest import Planted, plant
 

@@ -29,7 +29,7 @@ from datamodels.regression import path
 from datamodels.regression.estimators import DifferenceInMeans, Lasso, LeastSquares, Ridge
 from datamodels.regression.parts import solve_statistics, statistics_by_rows
 from datamodels.regression.problem import Problem
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.split_statistics import SplitStatistics
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from tests import tasks

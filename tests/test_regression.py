@@ -21,7 +21,8 @@ from datamodels.regression.path import lambda_grid, lambda_max, solve_at, solve_
 from datamodels.regression.problem import Problem
 from datamodels.regression.reference import elastic_net
 from datamodels.regression.spectral import Spectrum, ridge_grid
-from datamodels.regression.statistics import Standardised, Statistics
+from datamodels.regression.split_statistics import Standardised
+from datamodels.regression.statistics import Statistics
 from tests.conftest import Planted, plant, statistics_of
 
 
@@ -46,7 +47,7 @@ def test_the_whole_path_equals_that_of_scikit_learn(
     from datamodels.regression import statistics
 
     p = plant(m, n, 3, noise=0.5, seed=m)
-    monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 2048 if dtype is np.float64 else 10)
+    monkeypatch.setattr(statistics, "FLOAT64_UP_TO", 2048 if dtype is np.float64 else 10)
     total = statistics_of(p)
     problem = Standardised.of(total)
     assert problem.gram.dtype == dtype
@@ -133,7 +134,7 @@ def test_float32_gram_reaches_its_tolerance(monkeypatch: pytest.MonkeyPatch) -> 
 
     p = plant(300, 60, 3, noise=0.4)
     exact = fit(masks=p.masks, outputs=p.outputs, progress=False)
-    monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 10)
+    monkeypatch.setattr(statistics, "FLOAT64_UP_TO", 10)
     rough = fit(masks=p.masks, outputs=p.outputs, progress=False)
     assert rough.target_facts["gap"].max() <= 1e-5
     np.testing.assert_allclose(rough.weights, exact.weights, atol=2e-3)
@@ -366,7 +367,7 @@ def test_least_squares_beyond_float64_sizes_is_exact(monkeypatch: pytest.MonkeyP
 
     p = plant(60, 150, 2, noise=0.1)
     wide = fit(masks=p.masks, outputs=p.outputs, estimator="ols", progress=False)
-    monkeypatch.setattr(statistics, "_FLOAT64_UP_TO", 10)
+    monkeypatch.setattr(statistics, "FLOAT64_UP_TO", 10)
     large = fit(masks=p.masks, outputs=p.outputs, estimator="ols", progress=False)
     np.testing.assert_array_equal(large.weights, wide.weights)
 

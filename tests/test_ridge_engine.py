@@ -18,8 +18,9 @@ from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem
 from datamodels.regression.kernel import BitRows, Kernel, kernel_errors, leave_one_out, ridge_kernel
 from datamodels.regression.own_rows import blas_limit
-from datamodels.regression.problem import Problem, Source
+from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution
+from datamodels.regression.source import Source
 from datamodels.regression.spectral import Spectrum, held_out_errors, ridge_grid
 from datamodels.regression.statistics import Statistics
 from tests.conftest import plant

@@ -52,9 +52,8 @@ ALLOWED = {
     ("executors/local.py", "cloudpickle.loads"),
     ("executors/local.py", "cloudpickle.dumps"),
     ("executors/slurm.py", "cloudpickle.dumps"),
-    ("executors/share.py", "cloudpickle.loads"),
+    ("executors/packed.py", "cloudpickle.loads"),
     ("executors/ray.py", "cloudpickle.dumps"),
-    ("executors/ray.py", "cloudpickle.loads"),
     ("datasets/cifar.py", "import pickle"),
     ("datasets/cifar.py", "pickle.Unpickler"),
     ("datasets/cifar.py", "pickle.UnpicklingError"),
@@ -429,7 +428,7 @@ def stores() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         design = Design.explicit(DESIGN.masks(), seed=3)
-        sweep = Sweep({"lr": {"low": 1e-3, "high": 0.1, "log": True}, "k": [1, 2]}, "random")
+        sweep = Sweep({"lr": {"low": 1e-3, "high": 0.1, "log": True}, "k": [1, 2]}, kind="random")
         for place in (folder / "local", (folder / "remote").as_uri()):
             store = Store.create(place, schema=SCHEMA, design=design, sweep=sweep, labels=np.arange(12) % 2)
             store.write_rows([0, 1, 5], {"margins": np.ones((3, 4))})

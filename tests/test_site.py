@@ -1,213 +1,175 @@
-"""The documentation site: all pages are in its navigation, all public names and commands on one page each, said in full."""
+"""The documentation site: its navigation has all pages; it builds without warnings, needs no network, and opens from disk."""
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-import pkgutil
+import json
+import os
 import re
-import textwrap
-from collections.abc import Iterator
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urldefrag
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-import datamodels
-from datamodels import errors
-from tests.test_docs import BLOCK
+from tests.browser import Browser
+from tests.test_reference import PAGES, names_on
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-PAGES = sorted((DOCS / "reference").glob("*.md"))
-SECTION = re.compile(r"^([A-Z]\w+(?: \w+)*)\n-{3,}\n", re.MULTILINE)
-_AXIS = r"(?:\.\.\.|\*?\w+(?:\([^()]*\))?(?: [-+*/] \w+)*)"
-SHAPE = re.compile(rf"\((?:{_AXIS},|{_AXIS}(?:, {_AXIS})+|\.\.\.)\)|[Aa]s in `")
-ERRORS = {name for name, value in vars(errors).items() if inspect.isclass(value)}
 
 
-def names_on(page: Path) -> list[str]:
-    return re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+def leaves(nav: Any) -> list[str]:
+    """The pages of a navigation, in order."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in leaves(part)]
 
 
-def found(name: str) -> Any:
-    """What a dotted name is; a module's name goes before that of something that its package imports."""
-    module, _, last = name.rpartition(".")
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = leaves(SITE["nav"])
+    assert len(set(listed)) == len(listed)
+    generated = {page for page in listed if page.startswith(("examples/", "benchmarks/", "project/"))}
+    written = {path.relative_to(DOCS).as_posix() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)}
+    assert set(listed) - generated == written
+    scripts = {f"examples/{path.stem}.md" for path in ROOT.glob("examples/*.py") if path.stem != "common"}
+    assert {page for page in generated if page.startswith("examples/")} == {"examples/index.md"} | scripts
+
+
+class Page(HTMLParser):
+    """What a page loads when it is opened, where its links lead, and the names that links can lead to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.scripts = ""
+        self._in_script = False
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.ids |= {given[name] for name in ("id", "name") if name in given}
+        self._in_script = tag == "script"
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif tag == "link" and not {*given["rel"].split()} & {"canonical", "prev", "next"}:
+            self.loads.append(given["href"])
+        elif tag != "a":
+            self.loads += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+
+    def handle_data(self, data: str) -> None:
+        self.scripts += data if self._in_script else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built as `make docs` does."""
+    pytest.importorskip("mkdocs", reason="`make docs` installs what the site is built with")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+@pytest.mark.slow
+def test_every_page_of_the_navigation_is_built(site: Path, pages: dict[Path, Page]) -> None:
+    assert {site / Path(page).with_suffix(".html") for page in leaves(SITE["nav"])} <= set(pages)
+
+
+@pytest.mark.slow
+def test_no_page_asks_another_host_for_anything(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        assert not [address for address in page.loads if re.match(r"\w+://|//", address)], path
+        assert "://" not in page.scripts, path
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:\w+:)?//", sheet.read_text()), sheet
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_to_a_file_and_a_place_in_it(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            address, anchor = urldefrag(unquote(link))
+            if re.match(r"\w+:", address) or path.name == "404.html":
+                continue
+            target = (path.parent / address).resolve() if address else path
+            assert target.is_file(), f"{path.relative_to(site)}: {link}"
+            assert not anchor or target.suffix != ".html" or anchor in pages[target].ids, (
+                f"{path.relative_to(site)}: {link}"
+            )
+
+
+@pytest.mark.slow
+def test_all_names_and_all_commands_with_their_options_are_on_the_site(pages: dict[Path, Page], site: Path) -> None:
+    for page in PAGES:
+        assert {*names_on(page)} <= pages[site / "reference" / f"{page.stem}.html"].ids, page
+    from typer.main import get_command
+
+    from datamodels.cli import app
+
+    text = (site / "reference/command-line.html").read_text()
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    for number, (name, command) in enumerate(commands.items()):
+        after = [*commands, None][number + 1]
+        part = text.partition(f'<h2 id="{name}"')[2].partition(f'<h2 id="{after}"')[0]
+        assert all(
+            option in part for parameter in command.params for option in parameter.opts if option.startswith("--")
+        ), name
+        assert f"datamodels {name}" in part
+
+
+@pytest.mark.slow
+def test_search_finds_words_of_all_kinds_of_pages(site: Path) -> None:
+    entries = json.loads((site / "search/search_index.json").read_text())["docs"]
+    for word, place in {
+        "duality gap": "mathematics.html", "penalty_factors": "reference/fitting.html", "--replicates": "reference/command-line.html",
+        "Adjusted Rand index": "reference/applications.html", "open_or_create": "index.html", "NMI": "examples/index.html",
+    }.items():  # fmt: skip
+        assert any(word in entry["text"] and entry["location"].startswith(place) for entry in entries), word
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_pages_open_from_disk_at_any_width_without_errors_or_requests(site: Path, tmp_path: Path, width: int) -> None:
+    opened = [
+        "index.html",
+        "reference/fitting.html",
+        "reference/command-line.html",
+        "gradients.html",
+        "examples/sweep.html",
+    ]
+    opened += [f"tutorials/{path.stem}.html" for path in sorted(DOCS.glob("tutorials/*.ipynb"))]
+    browser = Browser(tmp_path)
     try:
-        return getattr(importlib.import_module(module), last)
-    except ModuleNotFoundError:
-        return getattr(found(module), last)
-
-
-def public() -> dict[str, Any]:
-    """All names that packages list, and those that documents and tutorials import."""
-    names = {}
-    for package in [datamodels, *map(_module, pkgutil.walk_packages(datamodels.__path__, "datamodels."))]:
-        if package is not None:
-            names |= {f"{package.__name__}.{name}": getattr(package, name) for name in package.__all__}
-    texts = [path.read_text() for path in [ROOT / "README.md", *DOCS.rglob("*.md")]]
-    blocks = [text for document in texts for language, text in BLOCK.findall(document) if language == "python"]
-    for block in [*blocks, *(path.read_text() for path in DOCS.glob("tutorials/*.py"))]:
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "datamodels":
-                names |= {f"{node.module}.{alias.name}": found(f"{node.module}.{alias.name}") for alias in node.names}
-    return {name: value for name, value in names.items() if not isinstance(value, ModuleType)}
-
-
-def _module(info: pkgutil.ModuleInfo) -> ModuleType | None:
-    module = importlib.import_module(info.name) if info.ispkg else None
-    return module if hasattr(module, "__all__") else None
-
-
-def test_every_public_name_is_on_one_page_of_the_reference() -> None:
-    listed = [(page.name, name, found(name)) for page in PAGES for name in names_on(page)]
-    for name, value in public().items():
-        places = [place for place in listed if place[2] is value]
-        assert len(places) == 1, (name, places)
-    assert len({id(value) for _, _, value in listed}) == len(listed)
-
-
-# -- what a docstring must say ---------------------------------------------------------------------
-
-
-def sections(text: str | None) -> dict[str, str]:
-    """A docstring in the style of numpy, by section; what comes first is called summary."""
-    parts = SECTION.split(inspect.cleandoc(text or ""))
-    return {"summary": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
-
-
-def entries(section: str) -> dict[str, str]:
-    """name -> what is said of it, of a section of parameters; several names may stand on one line."""
-    said: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        if line and not line.startswith(" "):
-            names = [name.strip().lstrip("*") for name in line.partition(" : ")[0].split(",")]
-            said |= dict.fromkeys(names, "")
-        else:
-            said |= {name: f"{said[name]} {line.strip()}".strip() for name in names}
-    return said
-
-
-def test_sections_and_entries_are_read() -> None:
-    text = "Do it.\n\n    Parameters\n    ----------\n    a, b\n        (m, t) numbers,\n        two.\n    **more\n        Rest.\n\n    Raises\n    ------\n    RequestError\n        when not."
-    read = sections(text)
-    assert list(read) == ["summary", "Parameters", "Raises"]
-    assert entries(read["Parameters"]) == {"a": "(m, t) numbers, two.", "b": "(m, t) numbers, two.", "more": "Rest."}
-    assert all(SHAPE.search(shape) for shape in ("(m, t)", "(n_train,)", "(k, *shape)", "(...)", "(stop - start, n)", "(m, ceil(n / 8))"))
-    assert not SHAPE.search("an array (or a list, or text) of numbers (floats)")
-
-
-def described(value: Any) -> dict[str, str]:
-    """What a docstring says of each parameter or field, also where it says that they are those of something else."""
-    text = inspect.getdoc(value) or ""
-    read = sections(text)
-    said = {name: what for key in ("Attributes", "Parameters") for name, what in entries(read.get(key, "")).items()}
-    for other in re.findall(r"Parameters (?:are )?(?:as in|those of) `([\w.]+)`", text):
-        said = described(_named(other, value)) | said
-    return said
-
-
-def _named(name: str, beside: Any) -> Any:
-    places = (beside.__module__, f"{beside.__module__}.{beside.__qualname__.rpartition('.')[0]}", "")
-    for place in places:
-        try:
-            return found(f"{place}.{name}".strip("."))
-        except (AttributeError, ModuleNotFoundError, ValueError):
-            continue
-    raise AssertionError(f"{beside.__qualname__} names {name}, which is not there")
-
-
-def parameters_of(value: Any) -> list[str]:
-    """Names of what a function, or the maker of an object, takes; an abstract class and an error are not made by users."""
-    if inspect.isclass(value) and (issubclass(value, BaseException) or inspect.isabstract(value) or vars(value).get("_is_protocol")):
-        return []
-    return [name for name in inspect.signature(value).parameters if name != "self" and not name.startswith("_")]
-
-
-def is_array(value: Any, parameter: str) -> bool:
-    return bool(re.search("NDArray|ArrayLike", str(inspect.signature(value).parameters[parameter].annotation)))
-
-
-def members_of(kind: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that a class defines. What it takes over, in name or in meaning, its base describes."""
-    for name, held in vars(kind).items():
-        real = next((held for part in ("fget", "func", "__func__") if (held := getattr(held, part, None))), held)
-        if name.startswith("_") or not inspect.isfunction(real):
-            continue
-        if real.__doc__ or not any(hasattr(base, name) for base in kind.__mro__[1:]):
-            yield name, real
-
-
-def raised_by(value: Any, seen: frozenset[str] = frozenset()) -> set[str]:
-    """Errors of this package that a function raises, or the making of an object, itself or in private functions beside it."""
-    tree: ast.AST = ast.parse(textwrap.dedent(inspect.getsource(value)))
-    if inspect.isclass(value):
-        makers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__")]
-        tree = ast.Module(body=[*makers], type_ignores=[])
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            beside = vars(inspect.getmodule(value)).get(node.func.id)
-            if node.func.id.startswith("_") and node.func.id not in seen and inspect.isfunction(beside):
-                names |= raised_by(beside, seen | {node.func.id})
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-            names.add(node.exc.func.id)
-    return names & ERRORS
-
-
-def gaps(name: str, value: Any, *, method: bool = False) -> Iterator[str]:
-    """What the docstring of a function, a class or a method leaves out.
-
-    A function has a section of parameters; methods, and classes of results, may name them in their text.
-    """
-    text = (value.__doc__ if inspect.isclass(value) else inspect.getdoc(value)) or ""
-    read = sections(text)
-    if not re.match(r"\S.*?[.:?]($|\s)", read["summary"], re.DOTALL):
-        yield f"{name}: no summary"
-        return
-    said = described(value)
-    named = "\\b{}\\b" if method else "`{}`" if inspect.isclass(value) else "(?!)"
-    for parameter in parameters_of(value):
-        if parameter not in said and not re.search(named.format(parameter), text):
-            yield f"{name}: says nothing of {parameter}"
-        elif is_array(value, parameter) and not SHAPE.search(said.get(parameter, text)):
-            yield f"{name}: no shape of {parameter}"
-    if not inspect.isclass(value) and "NDArray" in str(inspect.signature(value).return_annotation) and not SHAPE.search(text):
-        yield f"{name}: no shape of what it returns"
-    for error in sorted(raised_by(value)):
-        kinds = {kind.__name__ for kind in getattr(errors, error).__mro__}
-        if not kinds & {*entries(read.get("Raises", ""))}:
-            yield f"{name}: raises {error} and does not say so"
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if names_on(page)], ids=lambda page: page.stem)
-def test_docstrings_say_all_that_a_reader_needs(page: Path) -> None:
-    missing = []
-    for name in names_on(page):
-        value = found(name)
-        if not callable(value):
-            assert constant_is_described(name), name
-            continue
-        missing += gaps(name, value)
-        if inspect.isclass(value):
-            missing += [gap for part, member in members_of(value) for gap in gaps(f"{name}.{part}", member, method=True)]
-    assert not missing, "\n".join(missing)
-
-
-def constant_is_described(name: str) -> bool:
-    """Whether a text stands below the assignment, here or where the name is imported from."""
-    module, _, last = name.rpartition(".")
-    body = ast.parse(inspect.getsource(importlib.import_module(module))).body
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == last for target in targets):
-            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(node, ast.ImportFrom) and any(alias.name == last for alias in node.names):
-            return constant_is_described(f"{node.module}.{last}")
-    return False
+        browser.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        for page in opened:
+            browser.call("Page.navigate", url=(site / page).as_uri())
+            browser.until(f"document.readyState === 'complete' && location.pathname.endsWith('{page}')")
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth"), page
+            assert browser.run("[...document.images].every(image => image.naturalWidth)"), page
+        browser.run("document.querySelector('input[name=query]').focus()")
+        browser.run("document.querySelector('label[for=__search]').click()")
+        browser.call("Input.insertText", text="knockoff")
+        browser.until("document.querySelector('.md-search-result__link[href*=\"which-are-real.html\"]')")
+        assert browser.complaints() == []
+    finally:
+        browser.close()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from datamodels.errors import NewerFormatError, RequestError
 from datamodels.regression.problem import Problem
-from datamodels.regression.statistics import Standardised, Statistics, squared_error
+from datamodels.regression.split_statistics import Standardised, squared_error
+from datamodels.regression.statistics import Statistics
 from tests.conftest import plant
 
 

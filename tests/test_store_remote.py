@@ -417,7 +417,7 @@ def test_the_command_copies_up_and_down(s3: S3, tmp_path: Path, capsys: pytest.C
         command(["sync", source, destination])
         assert "copied 150 rows, 0 were there" in capsys.readouterr().out
     command(["sync", str(tmp_path / "here"), there, "--both", "--json"])
-    assert [one["copied"] for one in json.loads(capsys.readouterr().out)["copies"]] == [[], []]
+    assert [one["copied"] for one in json.loads(capsys.readouterr().out)["copies"]] == [0, 0]
     command(["status", there, "--json"])
     assert json.loads(capsys.readouterr().out)["completed"] == 150
     assert Store.open(tmp_path / "back").fingerprint() == store.fingerprint()

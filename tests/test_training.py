@@ -23,13 +23,14 @@ from datamodels.errors import RequestError, SweepWarning
 from datamodels.store import Store
 from datamodels.sweep import Sweep
 from datamodels.training import batched
-from datamodels.training.batched import BatchedModels, _batch_norm, _changed, stack_of
+from datamodels.training.batched import BatchedModels, _changed
 from datamodels.training.campaign import train
 from datamodels.training.chain import CONVOLUTION, Chain
 from datamodels.training.compiled import _load
 from datamodels.training.ensemble import Engine, TrainRecipe, train_models
 from datamodels.training.outputs import margins
 from datamodels.training.recipes import Recipe
+from datamodels.training.stacks import _batch_norm, stack_of
 from datamodels.training.streams import Streams
 
 N = 90

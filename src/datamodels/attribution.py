@@ -30,7 +30,15 @@ Orientation = Literal["train_by_target", "target_by_train"]
 
 
 class Top(NamedTuple):
-    """Training examples of one target, strongest first: indices (k,) and weights (k,)."""
+    """Training examples of one target, strongest first.
+
+    Attributes
+    ----------
+    indices
+        (k,) which they are.
+    weights
+        (k,) their weights.
+    """
 
     indices: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -58,6 +66,11 @@ class Attribution:
     provenance
         Where it comes from: estimator, versions, and per source of rows its identity, design,
         fingerprint and the rows used.
+
+    Raises
+    ------
+    RequestError
+        when shapes do not go together, or a fact has a name that the file needs for itself.
     """
 
     weights: NDArray[np.float32]
@@ -157,10 +170,12 @@ class Attribution:
 
     @property
     def n_train(self) -> int:
+        """Number of training examples."""
         return self.weights.shape[0]
 
     @property
     def n_targets(self) -> int:
+        """Number of targets."""
         return self.weights.shape[1]
 
     def __repr__(self) -> str:
@@ -168,7 +183,13 @@ class Attribution:
         return f"Attribution({self.n_train} train examples x {self.n_targets} targets, {estimator})"
 
     def predict(self, masks: ArrayLike) -> NDArray[np.float64]:
-        """Predicted outputs (k, n_targets) of models trained on `masks`, bool (k, n_train); (n_targets,) for one mask."""
+        """Predicted outputs (k, n_targets) of models trained on `masks`, bool (k, n_train); (n_targets,) for one mask.
+
+        Raises
+        ------
+        RequestError
+            when masks are of another number of training examples.
+        """
         array = np.asarray(masks)
         if array.shape[-1:] != (self.n_train,) or array.ndim > 2:
             raise RequestError(f"masks have shape {array.shape}; their last axis must be n_train = {self.n_train}")
@@ -179,9 +200,17 @@ class Attribution:
 
         Parameters
         ----------
+        target
+            Its column.
+        k
+            How many; fewer come back when fewer weights have that sign, since examples of weight 0 are never listed.
         sign
             ``positive``: raise the output (helpful, for margins); ``negative``: lower it; ``absolute``: either.
-            Examples of weight 0 or of the other sign are never listed, so fewer than k may come back.
+
+        Raises
+        ------
+        RequestError
+            when there is no such target or sign.
         """
         if not 0 <= target < self.n_targets:
             raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
@@ -194,7 +223,13 @@ class Attribution:
         return Top(order.astype(np.int64), column[order])
 
     def select(self, targets: Any) -> Attribution:
-        """The same attribution for some targets: a slice, indices, or a bool mask over targets."""
+        """The same attribution for some `targets`: a slice, indices (k,), or a bool mask (n_targets,). ``attribution[targets]`` does it, too.
+
+        Raises
+        ------
+        RequestError
+            when there are no such targets.
+        """
         try:
             index = np.atleast_1d(np.arange(self.n_targets)[targets])
         except IndexError:
@@ -213,8 +248,14 @@ class Attribution:
     # -- files ------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write an AnnData ``.h5ad``: X = weightsᵀ (sparse when that is smaller), obs = targets, var =
-        training examples, uns = provenance. An existing file is replaced in one step."""
+        """Write an AnnData at `path`, ``.h5ad``: X = weightsᵀ (sparse when that is smaller), obs = targets, var =
+        training examples, uns = provenance. An existing file is replaced in one step.
+
+        Raises
+        ------
+        RequestError
+            when the name ends otherwise, or the file cannot be written.
+        """
         path = Path(path)
         if path.suffix != ".h5ad":
             raise RequestError(f"{str(path)!r} must end in .h5ad (for the classic layout use export_pt)")
@@ -300,8 +341,14 @@ class Attribution:
         )
 
     def export_pt(self, path: str | Path) -> Path:
-        """Write the classic layout for `torch.load`: ``weight`` (n_train, n_targets) float32, ``bias`` and
-        ``lam`` (n_targets,)."""
+        """Write the classic layout at `path`, for `torch.load`: ``weight`` (n_train, n_targets) float32, ``bias`` and
+        ``lam`` (n_targets,).
+
+        Raises
+        ------
+        RequestError
+            when the file cannot be written.
+        """
         import torch
 
         lam = self.target_facts.get("lam", np.zeros(self.n_targets))
@@ -364,7 +411,18 @@ def _to_json(provenance: Mapping[str, Any]) -> tuple[str, dict[str, NDArray[Any]
 
 
 def read_h5ad(path: str | Path) -> anndata.AnnData:
-    """An AnnData file; a RequestError when it is missing or unreadable."""
+    """An AnnData file in memory.
+
+    Parameters
+    ----------
+    path
+        A file of `Attribution.save`, or any other ``.h5ad``.
+
+    Raises
+    ------
+    RequestError
+        when it is missing or unreadable.
+    """
     import anndata
 
     if not os.path.isfile(path):

@@ -235,18 +235,20 @@ class Design:
         stop = self.n_models if stop is None else stop
         if not 0 <= start <= stop <= self.n_models:
             raise IndexError(f"rows {start}..{stop} are outside of the design's rows 0..{self.n_models}")
-        out = np.empty((stop - start, self.n_train), dtype=np.bool_)
-        for row in range(start, stop):
-            if row > start and row % self.replicates:
-                out[row - start] = out[row - start - 1]
-            else:
-                out[row - start] = self._mask_number(row // self.replicates)
-        return out
+        return self.masks_of(np.arange(start, stop))
 
     def masks_of(self, rows: ArrayLike) -> NDArray[np.bool_]:
         """The subsets of these rows, in their order, bool (len(rows), n_train)."""
         index = np.asarray(rows, dtype=np.int64)
-        return np.array([self.mask(row) for row in index.tolist()], dtype=np.bool_).reshape(len(index), self.n_train)
+        outside = index[(index < 0) | (index >= self.n_models)]
+        if len(outside):
+            raise IndexError(f"row {outside[0]} is outside of the design's rows 0..{self.n_models - 1}")
+        out = np.empty((len(index), self.n_train), dtype=np.bool_)
+        last = -1
+        for i, number in enumerate((index // self.replicates).tolist()):
+            out[i] = out[i - 1] if number == last else self._mask_number(number)
+            last = number
+        return out
 
     def _mask_number(self, k: int) -> NDArray[np.bool_]:
         alpha = float(self.alpha or 0)

@@ -18,9 +18,10 @@ from datamodels.datasets import Dataset
 from datamodels.design import Design, Kind
 from datamodels.errors import CampaignError, DatamodelsWarning, RequestError
 from datamodels.progress import note
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.fit import fit
-from datamodels.regression.problem import OUTPUTS, Problem
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS
 from datamodels.run import Run, RunAttribution, View
 from datamodels.spec import MASKS
 from datamodels.store import Store
@@ -35,10 +36,20 @@ class PartedGroupsWarning(DatamodelsWarning):
 
 @dataclass(frozen=True)
 class Part:
-    """One store: `n_models` models of a task on subsets of `alpha`, `replicates` per subset.
+    """One store of an experiment.
 
-    `kind` is that of `Design`: ``grouped`` keeps together the groups of the dataset, ``stratified`` draws the same share of each of
-    `strata`, (n_train,) labels of any kind, by default the classes.
+    Attributes
+    ----------
+    name
+        Of the store, and of its folder.
+    task
+        How models are trained, and on what.
+    alpha, n_models, seed, replicates
+        As in `Design`.
+    kind
+        As in `Design`: ``grouped`` keeps together the groups of the dataset, ``stratified`` draws the same share of each of `strata`.
+    strata
+        (n_train,) labels of any kind, for ``stratified``; by default the classes.
     """
 
     name: str
@@ -52,6 +63,13 @@ class Part:
 
     @property
     def design(self) -> Design:
+        """How subsets are drawn.
+
+        Raises
+        ------
+        RequestError
+            when the part is grouped and the dataset has no groups.
+        """
         train = self.task.data.train
         if self.kind == "grouped" and train.groups is None:
             raise RequestError(
@@ -77,6 +95,12 @@ class Fit:
 
     Attributes
     ----------
+    name
+        Of the attribution, and of its file.
+    estimator
+        What is fitted.
+    store, test
+        Names of the parts that it is fitted on and judged on.
     outputs_key
         Of the store; by default margins of test examples where it has them, else its first outputs.
     targets
@@ -111,10 +135,16 @@ def run_experiment(
     ----------
     folder
         Of the run. Stores that are there already are filled up; one with fewer models than asked for grows.
+    title, commands
+        Of the page, and how to make it again.
     parts, fits
         Stores and attributions by name. All parts must be of one dataset.
     neighbours, embedding
         Names of the fits that the page shows.
+    jobs
+        Worker processes; by default one per CPU.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------
@@ -163,7 +193,26 @@ def run_experiment(
 
 
 def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = True) -> tuple[Store, int]:
-    """The complete store of a part, made or grown when needed, and how many models were trained for it now."""
+    """The complete store of a part, made or grown when needed, and how many models were trained for it now.
+
+    Parameters
+    ----------
+    path
+        Folder of the store.
+    part
+        What it holds.
+    jobs
+        Worker processes; by default one per CPU.
+    progress
+        Whether to show progress on standard error.
+
+    Raises
+    ------
+    RequestError
+        when the store is of another design or of another task.
+    CampaignError
+        when some of the models could not be trained.
+    """
     design = part.design
     if path.exists():
         there = Store.open(path)

@@ -19,8 +19,17 @@ FILE = "run.json"
 
 
 class RunAttribution(BaseModel):
-    """An attribution file, the store it was fitted on (None for scores that used none), and the store it is judged on, on rows that
-    the fit has not used; it may be the same."""
+    """An attribution file, and its stores.
+
+    Attributes
+    ----------
+    path
+        The file.
+    store
+        Name of the store that it was fitted on; None for scores that used none.
+    test
+        Name of the store that it is judged on, on rows that the fit has not used; it may be the same.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,7 +39,13 @@ class RunAttribution(BaseModel):
 
 
 class View(BaseModel):
-    """What a report or an explorer shows first: names of attributions."""
+    """What a report or an explorer shows first.
+
+    Attributes
+    ----------
+    neighbours, embedding
+        Names of the attributions that lists are of, and that the map and the subgroups are of.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,9 +56,25 @@ class View(BaseModel):
 class Run(BaseModel):
     """The content of ``run.json``.
 
-    ``stores`` maps names to folders, or to addresses of remote stores; ``dataset`` is a name that `datamodels.datasets.load` knows;
-    ``task`` and ``recipe`` say how models were trained, ``commands`` how to make the run again. ``recipe`` has for each store what
-    differs from a default `Recipe`, and ``prepare`` where features are prepared.
+    Attributes
+    ----------
+    format_version
+        A newer one than this package knows is refused.
+    title, created
+        Of the page, and when the run was made (ISO 8601).
+    dataset
+        A name that `datamodels.datasets.load` knows.
+    task, recipe
+        How models were trained: ``PKG.MODULE:CLASS``, and for each store what differs from a default `Recipe`, and ``prepare`` where
+        features are prepared.
+    commands
+        How to make the run again.
+    stores
+        Name -> folder, or address of a remote store.
+    attributions
+        Name -> `RunAttribution`.
+    view
+        What is shown first.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -78,7 +109,7 @@ class Run(BaseModel):
         return inside if "://" in inside else Path(folder) / inside
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``run.json`` in one step."""
+        """Write the ``run.json`` of a `folder` in one step."""
         path = Path(folder) / FILE
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(self.model_dump(), indent=1))

@@ -250,9 +250,9 @@ def rows_named(rows: Rows, count: int) -> NDArray[np.bool_]:
     keep = np.zeros(count, dtype=np.bool_)
     if isinstance(rows, tuple) and len(rows) == 2:
         rows = slice(*rows)
-    if isinstance(rows, slice) and max(rows.start or 0, rows.stop or 0) > count:
+    if isinstance(rows, slice) and (max(rows.start or 0, rows.stop or 0) > count or not range(count)[rows]):
         raise RequestError(
-            f"rows {rows.start or 0}:{'' if rows.stop is None else rows.stop} go beyond the {count} rows that there are"
+            f"rows {rows.start or 0}:{'' if rows.stop is None else rows.stop} are none, or go beyond the {count} rows that there are"
         )
     try:
         keep[slice(None) if rows is None else rows if isinstance(rows, slice) else np.asarray(rows)] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __version__ = "1.0.0rc1"
+"""The version of this package, by semantic versioning: the changelog says what changed."""
 
 
 def versions() -> dict[str, str]:

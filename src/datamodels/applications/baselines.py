@@ -100,7 +100,13 @@ def nearest_neighbours(
 
 
 class Features(NamedTuple):
-    """Features of the examples of a dataset, float32: train (n_train, d) and test (n_test, d)."""
+    """Features of the examples of a dataset.
+
+    Attributes
+    ----------
+    train, test
+        (n_train, d) and (n_test, d) float32.
+    """
 
     train: NDArray[np.float32]
     test: NDArray[np.float32]
@@ -162,7 +168,20 @@ def last_layer(task: TrainRecipe, checkpoint: str | Path | Mapping[str, Any]) ->
 
 
 def random_scores(n_train: int, n_targets: int, seed: int = 0) -> Attribution:
-    """Standard normal weights (n_train, n_targets): what knowing nothing scores."""
+    """Standard normal weights (n_train, n_targets): what knowing nothing scores.
+
+    Parameters
+    ----------
+    n_train, n_targets
+        How many.
+    seed
+        Draws them.
+
+    Raises
+    ------
+    RequestError
+        when there are none.
+    """
     if n_train < 1 or n_targets < 1:
         raise RequestError(f"n_train is {n_train} and n_targets {n_targets}; give 1 or more of each")
     weights = np.random.default_rng(seed).standard_normal((n_train, n_targets), dtype=np.float32)
@@ -178,6 +197,11 @@ def loss_scores(losses: ArrayLike, n_targets: int) -> Attribution:
         (n_train,) loss of each training example, in nats for the cross-entropy; best of models that have not seen it.
     n_targets
         Number of targets.
+
+    Raises
+    ------
+    RequestError
+        when losses are not one finite number per training example.
     """
     values = np.asarray(losses, dtype=np.float32)
     if values.ndim != 1 or not np.isfinite(values).all() or n_targets < 1:

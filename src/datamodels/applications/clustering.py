@@ -20,10 +20,23 @@ _SMALL = 5000  # targets that k-means does in one thread
 
 
 def embed(vectors: Attribution | ArrayLike, n_components: int = 10) -> NDArray[np.float64]:
-    """PCA of unit-normalised datamodels: one row per target, (n_targets, n_components).
+    """PCA of unit-normalised datamodels: one row per target.
 
-    Given an array (n_targets, n_features) instead, the same is done with its rows. Signs of
-    components are fixed, so that the result is reproducible.
+    Parameters
+    ----------
+    vectors
+        An attribution, or an array (n_targets, n_features), with whose rows the same is done.
+    n_components
+        Largest number of components; there are no more than targets or features.
+
+    Returns
+    -------
+    (n_targets, components). Signs of components are fixed, so that the result is reproducible.
+
+    Raises
+    ------
+    RequestError
+        when the array is no matrix, or n_components below 1.
     """
     from sklearn.decomposition import PCA
 
@@ -79,14 +92,30 @@ def cluster(
     *,
     starts: int = 20,
 ) -> NDArray[np.int64]:
-    """Cluster numbers (n_targets,) of an embedding (n_targets, components).
+    """Cluster an embedding.
 
     Parameters
     ----------
+    embedding
+        (n_targets, components).
+    method
+        ``kmeans``, ``hdbscan`` (Campello, Moulavi & Sander 2013), or ``leiden`` (Traag, Waltman & van Eck 2019) on the graph of
+        15 nearest neighbours.
     setting
         Of ``kmeans`` the number of clusters, of ``leiden`` the resolution; ``hdbscan`` has none.
+    seed
+        Of k-means and Leiden.
     starts
         Of k-means.
+
+    Returns
+    -------
+    (n_targets,) cluster numbers; -1 is HDBSCAN's noise.
+
+    Raises
+    ------
+    RequestError
+        when there is no such method, its setting is out of range, its packages are missing, or there are too few targets.
     """
     check_method(method)
     if method == "kmeans":

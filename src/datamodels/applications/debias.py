@@ -27,7 +27,7 @@ _FEWEST = 2  # targets of a class that have a component
 def group_alignment(
     attribution: Attribution, groups: ArrayLike, losses: ArrayLike, *, beta: float = 1.0
 ) -> NDArray[np.float64]:
-    """How far each training example helps the groups that models fail on.
+    """How far each training example helps the groups that models fail on (Jain et al. 2024, arXiv:2406.16846).
 
     ``A_j = sum_g v_g mean_{i in g} W_ji`` with ``v_g = exp(beta l_g) / sum_h exp(beta l_h)`` and l_g the mean loss of
     group g: the change of a smooth maximum of group losses, with its sign turned, when example j joins.
@@ -68,7 +68,8 @@ def group_alignment(
 
 
 def pseudo_groups(attribution: Attribution, labels: ArrayLike) -> NDArray[np.int64]:
-    """Groups without group labels (AutoD3M): within each class, the sign of the leading component of the targets' weights.
+    """Groups without group labels (AutoD3M): within each class, the sign of the leading component of the targets' weights
+    (Jain et al. 2024, arXiv:2406.16846).
 
     Parameters
     ----------
@@ -80,6 +81,11 @@ def pseudo_groups(attribution: Attribution, labels: ArrayLike) -> NDArray[np.int
     Returns
     -------
     (t,) ``2 * class code + side``. Side 1 is the smaller one; a class of one target has side 0 only.
+
+    Raises
+    ------
+    RequestError
+        when weights are not finite, or labels are not one per target.
     """
     from scipy.sparse.linalg import eigsh
 
@@ -104,7 +110,15 @@ def pseudo_groups(attribution: Attribution, labels: ArrayLike) -> NDArray[np.int
 
 
 class Selection(NamedTuple):
-    """Training examples to keep, bool (n_train,), and the alignment (n_train,) that chose them."""
+    """Training examples to keep.
+
+    Attributes
+    ----------
+    keep
+        Bool (n_train,).
+    alignment
+        (n_train,) what chose them, see `group_alignment`.
+    """
 
     keep: NDArray[np.bool_]
     alignment: NDArray[np.float64]
@@ -113,7 +127,7 @@ class Selection(NamedTuple):
 def d3m(
     attribution: Attribution, groups: ArrayLike, losses: ArrayLike, *, k: int | None = None, beta: float = 1.0
 ) -> Selection:
-    """The training set without the examples that harm the worst groups.
+    """D3M: the training set without the examples that harm the worst groups (Jain et al. 2024, arXiv:2406.16846).
 
     Parameters
     ----------
@@ -122,6 +136,11 @@ def d3m(
     k
         Drop the k examples of lowest alignment; by default all that are negative. Weights of a dense fit are negative by
         noise alone for many examples, so k is better there.
+
+    Raises
+    ------
+    RequestError
+        when arguments do not go together, or nothing would be kept.
     """
     scores = group_alignment(attribution, groups, losses, beta=beta)
     if k is None:
@@ -139,14 +158,23 @@ def d3m(
 
 
 def group_accuracies(outcomes: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """Accuracy of each group, (..., n_groups) in sorted order of the groups.
+    """Accuracy of each group.
 
     Parameters
     ----------
     outcomes
         (..., t) bool, true where right; or margins, right where positive.
     groups
-        (t,).
+        (t,) group of each example, of any kind.
+
+    Returns
+    -------
+    (..., n_groups) in sorted order of the groups.
+
+    Raises
+    ------
+    RequestError
+        when groups are not one per example.
     """
     values = np.asarray(outcomes)
     codes = _groups("groups", groups, values.shape[-1] if values.ndim else 0)
@@ -155,12 +183,44 @@ def group_accuracies(outcomes: ArrayLike, groups: ArrayLike) -> NDArray[np.float
 
 
 def worst_group_accuracy(outcomes: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """The smallest of `group_accuracies`, (...): that of each model's own worst group."""
+    """The smallest of `group_accuracies`: that of each model's own worst group.
+
+    Parameters
+    ----------
+    outcomes, groups
+        As in `group_accuracies`.
+
+    Returns
+    -------
+    (...), one per model.
+
+    Raises
+    ------
+    RequestError
+        when groups are not one per example.
+    """
     return group_accuracies(outcomes, groups).min(axis=-1)
 
 
 def balanced_mask(groups: ArrayLike, seed: int = 0) -> NDArray[np.bool_]:
-    """As many random examples of each group (or class) as the smallest one has, bool (n_train,)."""
+    """As many random examples of each group (or class) as the smallest one has.
+
+    Parameters
+    ----------
+    groups
+        (n_train,) group of each training example, of any kind.
+    seed
+        Draws them.
+
+    Returns
+    -------
+    Bool (n_train,).
+
+    Raises
+    ------
+    RequestError
+        when groups are no list of labels, or one is missing.
+    """
     codes = _groups("groups", groups, np.size(groups))
     return _balanced(codes, np.random.default_rng(seed))
 
@@ -211,7 +271,9 @@ class Debiased:
     keep
         method -> bool (n_train,), for ``d3m`` and ``auto_d3m``.
     group_losses
-        Mean loss of each group of the choice split under models of all data, that D3M was weighted with.
+        (n_groups,) mean loss of each group of the choice split under models of all data, that D3M was weighted with.
+    replicates, confidence
+        Runs of each, and that of the intervals.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -256,7 +318,8 @@ def debias(
     confidence: float = 0.95,
     progress: bool = True,
 ) -> Debiased:
-    """Choose with D3M on one part of the test split, retrain, and measure worst-group accuracy on the other part.
+    """Choose with D3M (Jain et al. 2024, arXiv:2406.16846) on one part of the test split, retrain, and measure worst-group accuracy on
+    the other part.
 
     Trained are `replicates` models of: all data (``all``; on them the losses of the choice split are measured), D3M
     (``d3m``), as many random removals (``random``), ``class_balanced``, with `train_groups` ``group_balanced``, and with
@@ -271,7 +334,7 @@ def debias(
     groups
         (n_test,) group of every test example; ``auto_d3m`` uses them for the report alone.
     report
-        Positions of test examples to measure on; by default all that are not of the choice split. The two may not overlap.
+        (k,) positions of test examples to measure on; by default all that are not of the choice split. The two may not overlap.
     train_groups
         (n_train,) group of every training example, for ``group_balanced``; D3M needs none.
     k, beta

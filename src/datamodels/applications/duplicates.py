@@ -37,6 +37,7 @@ class Leak(NamedTuple):
 
     @property
     def exact(self) -> bool:
+        """Whether the features are the same."""
         return self.distance == 0
 
 

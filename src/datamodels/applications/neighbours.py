@@ -12,13 +12,22 @@ from datamodels.errors import RequestError
 
 
 class Neighbours(NamedTuple):
-    """``helpful`` examples raise the target's output, ``harmful`` ones lower it; strongest first."""
+    """The training examples that drive one target.
+
+    Attributes
+    ----------
+    target
+        Column of the attribution.
+    helpful, harmful
+        Those that raise its output, and those that lower it; strongest first.
+    """
 
     target: int
     helpful: Top
     harmful: Top
 
     def to_dict(self) -> dict[str, Any]:
+        """Both lists by training example and weight, JSON-ready."""
         return {
             "target": self.target,
             **{
@@ -34,7 +43,19 @@ class Neighbours(NamedTuple):
 def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours:
     """The k most helpful and the k most harmful training examples of a target, by weight.
 
-    Fewer come back when fewer weights have that sign (the lasso sets most to 0).
+    Parameters
+    ----------
+    attribution
+        Of many targets.
+    target
+        Its column.
+    k
+        How many of each; fewer come back when fewer weights have that sign (the lasso sets most to 0).
+
+    Raises
+    ------
+    RequestError
+        when there is no such target, or k is below 1.
     """
     if k < 1:
         raise RequestError(f"k is {k}; give 1 or more")
@@ -44,10 +65,22 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
 def overlap(first: Attribution, second: Attribution, k: int = 10) -> NDArray[np.float64]:
     """How far two attributions of the same targets name the same helpful examples.
 
+    Parameters
+    ----------
+    first, second
+        Of the same training examples and targets.
+    k
+        How many helpful examples of each target are compared.
+
     Returns
     -------
     (n_targets,) the Jaccard index of the two sets of the k most helpful training examples: shared ones over all in
     either. NaN where no weight is positive in either.
+
+    Raises
+    ------
+    RequestError
+        when the attributions are not of the same, or k is below 1.
     """
     if first.weights.shape != second.weights.shape:
         raise RequestError(

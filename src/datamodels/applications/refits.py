@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from datamodels.applications.clustering import check_method, cluster, embed
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.progress import Progress
-from datamodels.regression.estimators import Estimator, Ridge
+from datamodels.regression.estimator import Estimator
+from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import Problem
 from datamodels.store import Store
@@ -98,6 +99,8 @@ class StabilityCurve:
 
     Attributes
     ----------
+    method
+        How targets were clustered.
     settings
         (s,) numbers of clusters, or resolutions.
     n_clusters
@@ -111,6 +114,8 @@ class StabilityCurve:
         Position of the choice: the last setting with 2 clusters or more whose `ari` is within one standard error of the best one.
         Ties go to more clusters, since merging true clusters leaves them stable. Stable is not separate: one long cloud is cut
         in two stably; see `datamodels.applications.validation.stability.separation`.
+    n_refits
+        Pairs of halves.
     """
 
     method: str

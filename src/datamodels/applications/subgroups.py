@@ -15,7 +15,7 @@ from datamodels.applications.refits import Source, StabilityCurve, choose_cluste
 from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.errors import RequestError
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.version import versions
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Subgroups:
         (n_targets,) cluster numbers; -1 is HDBSCAN's noise.
     embedding
         (n_targets, components).
+    method
+        How targets were clustered.
     ari, nmi
         Adjusted Rand index and normalised mutual information against given labels, else None.
     ari_baseline, nmi_baseline
@@ -63,10 +65,11 @@ class Subgroups:
 
     @property
     def n_clusters(self) -> int:
+        """Number of clusters, noise aside."""
         return len(np.unique(self.clusters[self.clusters >= 0]))
 
     def table(self, labels: ArrayLike | None = None) -> list[dict[str, Any]]:
-        """One row per cluster: size, and with labels the commonest one and its share."""
+        """One row per cluster: size, and with labels, (n_targets,), the commonest one and its share."""
         rows = []
         for number in np.unique(self.clusters):
             members = self.clusters == number
@@ -79,6 +82,7 @@ class Subgroups:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
+        """Clusters and scores without the embedding, JSON-ready."""
         names = ("method", "n_clusters", "setting", "ari", "nmi", "ari_baseline", "nmi_baseline")
         curve = {} if self.curve is None else {"stability": self.curve.to_dict()}
         return {**{name: getattr(self, name) for name in names}, "clusters": self.clusters.tolist(), **curve}
@@ -104,6 +108,8 @@ def subgroups(
 
     Parameters
     ----------
+    attribution
+        Whose targets.
     n_clusters
         For k-means alone; by default the number of distinct labels. ``"stability"``: the number (or, for Leiden, the resolution)
         whose clusters come back when datamodels are refitted on independent halves of `models`, see `choose_clusters`.
@@ -112,6 +118,8 @@ def subgroups(
         the number of clusters by themselves.
     resolution
         Of Leiden, by default 1: the larger, the more clusters.
+    n_components
+        Of the embedding, see `embed`.
     labels
         (n_targets,) hidden labels to score against, none of them missing. They are not used to find clusters.
     features
@@ -120,6 +128,10 @@ def subgroups(
         Stores, or a `Problem`, that the attribution was fitted on. Needed for ``"stability"`` and only there.
     max_clusters, n_refits, estimator
         Of ``"stability"``; the estimator of the refits is by default `Ridge`.
+    seed
+        Of clustering and of the halves.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------
@@ -184,6 +196,8 @@ def with_ids(attribution: Attribution, data: Dataset, outputs_key: str | None = 
 
     Parameters
     ----------
+    attribution
+        Without names.
     data
         What the models were trained on.
     outputs_key
@@ -229,6 +243,10 @@ def write_to(
     ----------
     adata
         Changed in place, and returned.
+    groups
+        The subgroups.
+    key
+        What they are called there.
     names
         (n_targets,) names of observations that the targets are; by default those the attribution knows, see `with_ids`.
         Observations that are no target get no cluster and NaN as embedding. Without names, targets are the observations in their

@@ -40,7 +40,7 @@ from datamodels.cli.common import (
 from datamodels.errors import RequestError
 
 if TYPE_CHECKING:
-    from datamodels.regression.estimators import Estimator
+    from datamodels.regression.estimator import Estimator
 
 
 def fit(
@@ -106,7 +106,7 @@ def fit(
 
     from datamodels.attribution import Attribution
     from datamodels.regression.fit import fit as run
-    from datamodels.regression.problem import load_array
+    from datamodels.regression.source import load_array
 
     refuse_suffix(out, ".h5ad")
     chosen = _estimator(

@@ -78,11 +78,15 @@ def claim(
 
 
 def _report(result: Exchanged, text: str, as_json: bool) -> None:
+    from datamodels.store.records import as_ranges
+
     for name, store in result.stores.items():
         if store.conflicting:
-            text += f"; rows of {name} with other content on both sides, left as they are: {store.conflicting}"
+            text += (
+                f"; rows of {name} with other content on both sides, left as they are: {as_ranges(store.conflicting)}"
+            )
         if store.bad_in_source:
-            text += f"; rows of {name} whose checksum is wrong, refused: {store.bad_in_source}"
+            text += f"; rows of {name} whose checksum is wrong, refused: {as_ranges(store.bad_in_source)}"
     if result.kept:
         text += f"; files that differ on both sides, left as they are: {', '.join(result.kept)}"
     emit(result.to_dict(), text, as_json)

@@ -246,12 +246,13 @@ def verify(
     Example: datamodels verify runs/a --forget && datamodels train runs/a --recipe recipe.yaml
     """
     from datamodels.store import Store
+    from datamodels.store.records import as_ranges
 
     opened = Store.open(store)
     found = opened.verify()
     if forget:
         opened.forget(found.bad_rows)
-    text = f"{found.checked} rows checked, " + (f"bad: {found.bad_rows}" if found.bad_rows else "all good")
+    text = f"{found.checked} rows checked, " + (f"bad: {as_ranges(found.bad_rows)}" if found.bad_rows else "all good")
     if not found.has_checksums:
         text += " (this folder has no checksums)"
     elif forget and found.bad_rows:
@@ -308,11 +309,13 @@ def sync(
 
 
 def _copied(origin: str, result: Merged) -> str:
+    from datamodels.store.records import as_ranges
+
     text = f"copied {len(result.copied)} rows, {len(result.already_there)} were there"
     if result.conflicting:
-        text += f"; rows with other content in {origin}, left as they are here: {result.conflicting}"
+        text += f"; rows with other content in {origin}, left as they are here: {as_ranges(result.conflicting)}"
     if result.bad_in_source:
-        text += f"; rows that are damaged in {origin}, not copied: {result.bad_in_source}"
+        text += f"; rows that are damaged in {origin}, not copied: {as_ranges(result.bad_in_source)}"
     return text
 
 

@@ -173,7 +173,8 @@ def stability_lines(curve: StabilityCurve) -> list[str]:
 
 def problem_of(attribution: Attribution, stores: list[str] | None) -> Problem:
     """The rows that an attribution was fitted on, of given stores or of those that it names; all their completed rows."""
-    from datamodels.regression.problem import OUTPUTS, Problem
+    from datamodels.regression.problem import Problem
+    from datamodels.regression.source import OUTPUTS
 
     told = list(attribution.provenance.get("sources", []))
     paths: list[Any] = list(stores or [source["path"] for source in told if source.get("path")])

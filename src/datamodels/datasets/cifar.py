@@ -18,7 +18,7 @@ _FOLDER = "cifar-10-batches-py"
 
 
 def cifar10(folder: str | Path | None = None) -> Dataset:
-    """CIFAR-10, 50,000 colour pictures to train and 10,000 to test; x is (k, 3, 32, 32).
+    """CIFAR-10 (Krizhevsky 2009), 50,000 colour pictures to train and 10,000 to test; x is (k, 3, 32, 32).
 
     Parameters
     ----------

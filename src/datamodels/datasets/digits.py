@@ -14,7 +14,7 @@ N_TRAIN = 1300
 
 @functools.cache
 def digits() -> Dataset:
-    """Digits 5 to 9 against 0 to 4, so that the ten digits are hidden subgroups.
+    """Digits 5 to 9 against 0 to 4, so that the ten digits are hidden subgroups (Alpaydin & Kaynak 1998).
 
     The first 1,300 digits of the file train, the last 497 test; x is (k, 64), pixels scaled to [0, 1].
     """

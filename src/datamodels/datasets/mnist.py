@@ -91,7 +91,7 @@ def mnist_5k(n_test: int = 1000) -> Dataset:
 
 
 def mnist(folder: str | Path | None = None) -> Dataset:
-    """MNIST, 60,000 digits to train and 10,000 to test; x is (k, 1, 28, 28).
+    """MNIST (LeCun et al. 1998), 60,000 digits to train and 10,000 to test; x is (k, 1, 28, 28).
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def mnist(folder: str | Path | None = None) -> Dataset:
 
 
 def fashion_mnist(folder: str | Path | None = None) -> Dataset:
-    """Fashion-MNIST, 60,000 pieces of clothing to train and 10,000 to test; x is (k, 1, 28, 28).
+    """Fashion-MNIST (Xiao et al. 2017), 60,000 pieces of clothing to train and 10,000 to test; x is (k, 1, 28, 28).
 
     Parameters
     ----------

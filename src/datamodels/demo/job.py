@@ -44,6 +44,8 @@ def run_demo(
         Networks per subset size (there are two sizes); 7/8 of them are fitted, 1/8 judge the fit.
     jobs
         Worker processes; by default one per CPU.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------

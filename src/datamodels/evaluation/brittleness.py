@@ -73,26 +73,26 @@ def data_support(
 
 @dataclass(frozen=True, eq=False)
 class Brittleness:
-    """Smallest removals that flip predictions. Arrays are (n,), one entry per target that was asked for.
+    """Smallest removals that flip predictions, one entry per target that was asked for.
 
     Attributes
     ----------
     targets
-        Columns of the attribution.
+        (t,) columns of the attribution.
     base_margins
-        Mean margin of the models trained on the untouched base.
+        (t,) mean margin of the models trained on the untouched base.
     estimated
-        Examples whose removal is predicted to flip the target, starting from `base_margins`; -1: never.
+        (t,) examples whose removal is predicted to flip the target, starting from `base_margins`; -1: never.
     verified
-        The smallest removal that was found to make the mean margin of retrained models negative; 0: it is without any
+        (t,) the smallest removal that was found to make the mean margin of retrained models negative; 0: it is without any
         removal; -1: not even `largest` examples do.
     holds
-        The largest smaller removal that was found not to: the true size lies in (holds, verified], if a longer prefix never
+        (t,) the largest smaller removal that was found not to: the true size lies in (holds, verified], if a longer prefix never
         flips back.
     margins
-        Mean margin of the retrained models at `verified`, or at `largest` where that is -1.
+        (t,) mean margin of the retrained models at `verified`, or at `largest` where that is -1.
     wrong
-        Share of those models that are wrong.
+        (t,) share of those models that are wrong.
     largest, replicates
         Most examples that were removed, and models per removal.
     models
@@ -166,7 +166,7 @@ def brittleness(
     executor: str = "local",
     progress: bool = True,
 ) -> Brittleness:
-    """Find the smallest removal that flips a prediction, by the attribution and then by retraining.
+    """Find the smallest removal that flips a prediction, by the attribution (Ilyas et al. 2022, arXiv:2202.00622) and then by retraining.
 
     The most helpful examples of a target are removed first, so that removals are prefixes of one order. The size that the
     attribution predicts is retrained, then sizes by doubling or bisection; each round is one campaign for all targets, in
@@ -179,7 +179,7 @@ def brittleness(
     attribution
         Of margins of test examples (or of train examples), in units of the margin for the prediction to mean something.
     targets
-        Its columns.
+        (t,) its columns.
     largest
         Most examples to remove; by default a quarter of the base. Examples that are not helpful are never removed.
     tolerance

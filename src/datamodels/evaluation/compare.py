@@ -14,12 +14,21 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score, unused_rows
 from datamodels.regression.calibration import positions_of
-from datamodels.regression.problem import OUTPUTS, Problem
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS
 from datamodels.spec import MASKS, Rows
 
 
 class Difference(NamedTuple):
-    """LDS of a method minus that of the reference, with its paired bootstrap interval."""
+    """LDS of a method minus that of the reference.
+
+    Attributes
+    ----------
+    value
+        The difference.
+    low, high
+        Its paired bootstrap interval.
+    """
 
     value: float
     low: float

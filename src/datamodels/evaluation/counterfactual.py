@@ -99,7 +99,7 @@ class Counterfactual:
     changes
         One `Change` per method and target.
     mode, which, output, replicates, confidence
-        What was done.
+        What was done, as in `counterfactual`.
     """
 
     changes: tuple[Change, ...]
@@ -111,17 +111,30 @@ class Counterfactual:
 
     @property
     def methods(self) -> list[str]:
+        """Names of the attributions, in the order given."""
         return list(dict.fromkeys(change.method for change in self.changes))
 
     def of(self, method: str) -> list[Change]:
-        """The changes of one method, by target."""
+        """The changes of one method, by target.
+
+        Raises
+        ------
+        RequestError
+            when there is no such method.
+        """
         found = [change for change in self.changes if change.method == method]
         if not found:
             raise RequestError(f"method {method!r} is unknown; legal: {', '.join(self.methods)}")
         return found
 
     def agreement(self, method: str, *, draws: int = 1000, seed: int = 0) -> Agreement:
-        """How well predicted changes of a method order the actual ones; needs three targets or more."""
+        """How well predicted changes of a method order the actual ones; its interval is of so many bootstrap `draws` by `seed`.
+
+        Raises
+        ------
+        RequestError
+            when there is no such method, or fewer than three targets were changed.
+        """
         mine = self.of(method)
         if len(mine) < 3:
             raise RequestError(f"{len(mine)} targets were changed; a correlation over targets needs 3 or more")
@@ -191,7 +204,7 @@ def counterfactual(
     attributions
         One, or name -> attribution, all of the same targets.
     targets
-        Columns of the attributions, each changed by itself; or ``all``: one change, chosen by the mean weight over all
+        (t,) columns of the attributions, each changed by itself; or ``all``: one change, chosen by the mean weight over all
         targets and measured on their mean output.
     k, share
         How many examples, or which share of those that can be removed (or added). One of the two.
@@ -210,8 +223,12 @@ def counterfactual(
         Of the store that the models go to; called again with the same arguments, only missing ones are trained.
     seed
         Of random choices and of training.
+    jobs, executor
+        Where models are trained, as in `datamodels.train`.
     confidence
         Of all intervals.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from datamodels.errors import RequestError
 from datamodels.evaluation.lds import LDS, score
 from datamodels.files import replacing
 from datamodels.progress import Progress
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import Problem
 from datamodels.regression.used import used_rows, without
@@ -41,6 +41,7 @@ class Curve:
 
     @property
     def lds(self) -> NDArray[np.float64]:
+        """The LDS at each size, (k,)."""
         return np.array([score.lds for score in self.scores])
 
     @property
@@ -70,11 +71,23 @@ class Curve:
         return float(low), float(high)
 
     def models_for(self, wanted: float) -> float | None:
-        """Estimated number of models at which the LDS reaches `wanted`; None when it never would."""
+        """Estimated number of models at which the LDS reaches `wanted`; None when it never would.
+
+        Raises
+        ------
+        RequestError
+            when `wanted` is not between 0 and 1.
+        """
         return _models_for(extrapolate(self.sizes, self.lds), wanted)
 
     def models_for_interval(self, wanted: float) -> tuple[float | None, float | None]:
-        """Bootstrap interval of `models_for`; an end is None where it never would."""
+        """Bootstrap interval of `models_for` a `wanted` LDS; an end is None where it never would.
+
+        Raises
+        ------
+        RequestError
+            when `wanted` is not between 0 and 1.
+        """
         if not 0 < wanted < 1:
             raise RequestError(f"the wanted LDS is {wanted}; it must be between 0 and 1")
         draws = np.stack([score.bootstrap for score in self.scores], axis=1)
@@ -85,6 +98,7 @@ class Curve:
         return tuple(None if np.isinf(end) else float(end) for end in (low, high))  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
+        """The scores by size, and the asymptote, JSON-ready."""
         points = [{"models": int(m), **s.to_dict()} for m, s in zip(self.sizes, self.scores, strict=True)]
         return {"points": points, "asymptote": self.asymptote}
 
@@ -144,6 +158,15 @@ def curve(
         estimator has used are judged on in neither case.
     fitted
         What this estimator made of all rows that are not held out, where it is known: then it is not fitted again.
+    draws
+        Of the bootstrap intervals.
+    progress
+        Whether to show progress on standard error.
+
+    Raises
+    ------
+    RequestError
+        when sizes or shares leave too few rows, or the test store is no other one.
     """
     if not 0 < held_out < 1:
         raise RequestError(f"held_out is {held_out}; it must be between 0 and 1")

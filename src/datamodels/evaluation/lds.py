@@ -14,7 +14,8 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.evaluation.ranks import resampled_spearman, unit_counts
 from datamodels.regression.calibration import positions_of
-from datamodels.regression.problem import OUTPUTS, Problem
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS
 from datamodels.regression.used import used_rows, without
 from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
@@ -40,6 +41,8 @@ class LDS:
         (n_targets,) Spearman correlations; NaN where the true output does not vary.
     n_models, n_units, n_targets
         What the score rests on.
+    confidence
+        Of the interval.
     n_constant_predictions, n_constant_outputs
         Targets whose prediction does not vary (they score 0), and whose true output does not (they
         are left out).

@@ -122,7 +122,18 @@ def out_of_mask_margins(
     outputs_key: str = "train_margins",
     rows: Rows = None,
 ) -> NDArray[np.float64]:
-    """Mean output on each train example over the models that did not see it, (n_train,); rows are read in chunks.
+    """Mean output on each train example over the models that did not see it; rows are read in chunks.
+
+    Parameters
+    ----------
+    source, masks, outputs, rows
+        As in `datamodels.fit`.
+    outputs_key
+        Outputs on train examples in a store.
+
+    Returns
+    -------
+    (n_train,) float64.
 
     Raises
     ------
@@ -164,6 +175,8 @@ class MislabelScore:
         k -> share of wrong labels among the k highest scores. Ties at the limit count with their expected share.
     n, n_mislabelled
         Examples, and wrong labels among them.
+    confidence
+        Of the interval.
     """
 
     auc: float
@@ -254,12 +267,19 @@ def plant_label_noise(
         (n,) integers from 0.
     share
         ``round(share * n)`` examples are changed, drawn without regard to their class.
+    seed
+        Draws them.
     n_classes
         By default the largest label + 1.
 
     Returns
     -------
     (n,) int64 labels, and bool (n,) true where they were changed.
+
+    Raises
+    ------
+    RequestError
+        when labels are no codes from 0, or share and classes are out of range.
     """
     y = np.asarray(labels)
     if y.ndim != 1 or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:

@@ -156,7 +156,15 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Variances:
-    """Parts of the variance of outputs: see `variances`."""
+    """Parts of the variance of outputs, see `variances`.
+
+    Attributes
+    ----------
+    signal, noise
+        What the subset causes, and what the seed does.
+    reliability, reliability_ci
+        signal / (signal + noise), and its 95 % bootstrap interval over masks.
+    """
 
     signal: float
     noise: float
@@ -364,6 +372,11 @@ def variances(outputs: NDArray[Any], *, seed: int = 0) -> Variances:
     Variances
         ``noise`` is the mean over targets of MS_within, ``signal`` that of (MS_between - MS_within) / replicates. The
         mean is set to 0 when it is negative, and not the single terms, which would make signal out of noise.
+
+    Raises
+    ------
+    RequestError
+        when there are fewer than three masks, two replicates or one target.
 
     Notes
     -----

@@ -55,6 +55,8 @@ class RemovalCurve:
         Accuracy of models on the untouched base.
     points
         One per method (``random`` among them) and share.
+    replicates, confidence
+        Runs at each point, and that of the intervals.
     """
 
     base: Estimate
@@ -63,7 +65,13 @@ class RemovalCurve:
     confidence: float
 
     def at(self, method: str, share: float) -> CurvePoint:
-        """The point of a method at a share."""
+        """The point of a method at a share.
+
+        Raises
+        ------
+        RequestError
+            when there is none.
+        """
         for point in self.points:
             if (point.method, point.share) == (method, share):
                 return point

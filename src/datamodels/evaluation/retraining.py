@@ -24,11 +24,20 @@ from datamodels.training.ensemble import TrainRecipe
 
 Mode = Literal["remove", "add"]
 RANDOM = "random"
+"""The name of random choices beside those of methods."""
 _FEWEST = 2  # runs that say something about their spread
 
 
 class Estimate(NamedTuple):
-    """A mean or a difference of means over training runs, with its interval."""
+    """A mean or a difference of means over training runs.
+
+    Attributes
+    ----------
+    value
+        The estimate.
+    low, high
+        Its interval.
+    """
 
     value: float
     low: float

@@ -16,11 +16,12 @@ from datamodels.errors import RequestError
 from datamodels.evaluation.curve import Curve
 from datamodels.evaluation.lds import LDS, score
 from datamodels.memory import bytes_of
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.fit import attribution_of, fit_problem, resolve
 from datamodels.regression.prior import check_scores
-from datamodels.regression.problem import OUTPUTS, Problem, Source
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS, Source
+from datamodels.regression.split_statistics import SplitStatistics
 from datamodels.spec import MASKS
 from datamodels.store import Store
 
@@ -33,10 +34,18 @@ _TICK = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One refit: models fitted, their score on held-out models, and what is expected of the whole campaign.
+    """One refit, and what is expected of the whole campaign by the extrapolation of `Curve`.
 
-    ``expected`` is the LDS when all rows are complete, ``limit`` that of unlimited rows, and ``gain`` the interval of
-    what the missing rows will add, all by the extrapolation of `Curve`; None while fewer than two looks say anything.
+    Attributes
+    ----------
+    n_models
+        Models that were fitted.
+    score
+        Their `LDS` on held-out models.
+    expected, limit
+        The LDS when all rows are complete, and that of unlimited rows; None while fewer than two looks say anything.
+    gain
+        Interval of what the missing rows will add, or None likewise.
     """
 
     n_models: int
@@ -46,13 +55,24 @@ class Look:
     gain: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
         rest = {"expected": self.expected, "limit": self.limit, "gain": None if self.gain is None else list(self.gain)}
         return {"models": self.n_models, **self.score.to_dict(), **rest}
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """How watching ended: the last fit, which has not used the held-out models; all looks; and why it ended."""
+    """How watching ended.
+
+    Attributes
+    ----------
+    attribution
+        The last fit, which has not used the held-out models.
+    looks
+        All of them, in order.
+    ended
+        Why.
+    """
 
     attribution: Attribution
     looks: tuple[Look, ...]
@@ -94,6 +114,10 @@ def watch(
         Share of the design units of the whole campaign that is judged on and never fitted, drawn by seed.
     patience
         Seconds without a living campaign or a new row after which an incomplete store is taken as it is.
+    draws
+        Of the bootstrap intervals.
+    masks_key, outputs_key
+        Keys of the store.
     on_look
         Called after each refit.
 

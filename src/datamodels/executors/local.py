@@ -113,7 +113,7 @@ class LocalExecutor(Executor):
         os.environ.update(environment)
         try:
             process = context.Process(target=_work, args=(theirs, watched, self._threads), name="datamodels-worker")
-            with _importable_main():
+            with _importable_main(), _deaf_to_interrupts():
                 process.start()
         finally:
             for name, value in before.items():
@@ -225,9 +225,20 @@ class LocalExecutor(Executor):
         worker.pending = []
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile inherit this, so that Ctrl-C does not meet one that is still on its way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(pipe: Connection, alive: Connection, threads: int) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.dup2(2, 1)  # standard output is for results; what tasks print goes to standard error
     threading.Thread(target=_end_with_driver, args=(alive,), daemon=True).start()
     import cloudpickle

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodels.errors import CampaignError, RequestError, first_line
+from datamodels.errors import CampaignError, RequestError, WriteError, first_line
 from datamodels.executors import slurm_queue
 from datamodels.executors.base import Executor, RowOutcome, Runner
 from datamodels.executors.packed import PackedRunner
@@ -179,7 +179,7 @@ class SlurmExecutor(Executor):
         self._store: Store | None = None
         self._waiting: list[list[int]] = []
         self._there: list[RowOutcome] = []
-        self._submitted = False
+        self._own: set[str] = set()  # numbers of jobs that this driver submitted
         self._refused_since: float | None = None
         self._next_submission = 0.0
 
@@ -198,14 +198,15 @@ class SlurmExecutor(Executor):
         return self
 
     def __exit__(self, kind: object = None, *exc: object) -> None:
-        numbers = self._followed.numbers()
-        if not numbers:
-            return
+        left = self._followed.numbers()
         if kind is None or (self._settings.cancel_on_interrupt and kind is KeyboardInterrupt):
-            slurm_queue.cancel(numbers)
-            note(f"cancelled the SLURM jobs {' '.join(numbers)}")
-        else:
-            note(f"SLURM jobs go on; the next run follows them, `scancel {' '.join(numbers)}` ends them")
+            ours = [number for number in left if number in self._own]  # others may have a driver of their own
+            if ours:
+                slurm_queue.cancel(ours)
+                note(f"cancelled the SLURM jobs {' '.join(ours)}")
+            left = [number for number in left if number not in self._own]
+        if left:
+            note(f"SLURM jobs go on; the next run follows them, `scancel {' '.join(left)}` ends them")
 
     @property
     def free(self) -> int:
@@ -248,7 +249,7 @@ class SlurmExecutor(Executor):
         except CampaignError as error:
             now = time.monotonic()
             self._refused_since = self._refused_since or now
-            patient = self._submitted and now - self._refused_since < _GIVE_UP
+            patient = bool(self._own) and now - self._refused_since < _GIVE_UP
             if not patient and not self._followed.numbers():
                 raise
             note(f"{error}; trying again")
@@ -282,9 +283,12 @@ class SlurmExecutor(Executor):
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         folder = self._folder / name
         record = {"place": self._runner.place, "job": None, "made": time.time(), "ended": False, "shares": shares}
-        folder.mkdir(parents=True)
-        (folder / "task.pkl").write_bytes(self._payload)
-        write_record(folder, record)  # before there are jobs, so that none is ever unknown
+        try:
+            folder.mkdir(parents=True)
+            (folder / "task.pkl").write_bytes(self._payload)
+            write_record(folder, record)  # before there are jobs, so that none is ever unknown
+        except OSError as error:
+            raise WriteError(f"cannot write the files of a submission to {folder}: {first_line(error)}") from None
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_TIME_OUTS)
         executor.update_parameters(**self._parameters(name))
         probe = not (self._settings.rows_per_job or self._seconds)
@@ -294,10 +298,10 @@ class SlurmExecutor(Executor):
         except (RuntimeError, OSError) as error:
             write_record(folder, {**record, "ended": True})
             said = " ".join(line for line in str(error).splitlines() if line.strip())
-            kind = CampaignError if self._submitted else RequestError
+            kind = CampaignError if self._own else RequestError
             raise kind(f"sbatch refused the jobs: {said}") from None
         write_record(folder, {**record, "job": number})
-        self._submitted = True
+        self._own.add(number)
         self._followed.add(folder, jobs_of(folder, number, shares))
         rows = sum(len(blocks) for share in shares for blocks in share)
         many = "1 job" if len(shares) == 1 else f"{len(shares)} jobs"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodels.errors import first_line
 from datamodels.executors import slurm_queue
 from datamodels.executors.base import RowOutcome
 from datamodels.executors.share import read_news
@@ -128,8 +129,13 @@ class Followed:
             folder = file.parent
             if folder in self._seen:
                 continue
-            record = json.loads(file.read_text())
-            ours = record["place"] == self._place
+            try:
+                record = json.loads(file.read_text())
+                ours = record["place"] == self._place and {"ended", "job", "made", "shares"} <= record.keys()
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                note(f"{file} is damaged ({first_line(error)}): jobs of that submission are not followed")
+                self._seen.add(folder)
+                continue
             if not ours or record["ended"]:
                 if ours and record["job"] and self.seconds is None:
                     for job in jobs_of(folder, record["job"], record["shares"]):

@@ -196,8 +196,19 @@ def write_run(
 
     Parameters
     ----------
+    folder
+        That holds them, and which ``run.json`` goes to.
     attributions
-        As `files` of `run_of`, which has the others too.
+        Files, or name -> file; all of the same targets. One without a name is called as its estimator, or as its file where two are
+        of one estimator.
+    stores
+        Stores, or name -> store: those that the files were fitted on, by default where the files say; another one judges them.
+    test
+        A store that judges all of them; by default those of the fits, on rows that these have not used.
+    recipe
+        A YAML file with the dataset, and how models were trained.
+    title, dataset, commands
+        As in `Run`; the dataset is by default that of the recipe, or what the first file says.
     neighbours, embedding
         Names of attributions that are shown first; by default the first.
     overwrite

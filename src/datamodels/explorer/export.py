@@ -48,6 +48,10 @@ def export(content: Content, path: str | Path, *, umap: bool = False) -> Path:
 
     Parameters
     ----------
+    content
+        What `gather` returned.
+    path
+        The file; one that is there is replaced in one step.
     umap
         Draw the UMAP of the subgroups' attribution, if it is not drawn yet (seconds to minutes).
 

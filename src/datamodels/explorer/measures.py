@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.explorer.weights import WeightsFile, strongest
-from datamodels.regression.problem import OUTPUTS
+from datamodels.regression.source import OUTPUTS
 from datamodels.spec import MASKS
 from datamodels.store import Store
 

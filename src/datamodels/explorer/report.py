@@ -31,8 +31,12 @@ def report_run(
 
     Parameters
     ----------
+    folder
+        Of the run.
     group_by, annotated, n_clusters, trust
         As in `gather`.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------
@@ -75,12 +79,18 @@ def report_attribution(
 
     Parameters
     ----------
+    source
+        Attribution files, as in `gather`.
     stores, test
         As in `gather`; scores are of `test`, else of all `stores`, else of those that the files name, where rows are left.
     recipe, group_by, annotated, n_clusters, trust
         As in `gather`.
+    out
+        The page; by default beside the first file, with the suffix ``.html``.
     masks_key, outputs_key
         Of the stores that are judged on; those of the fit by default.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------

@@ -53,7 +53,15 @@ class Verification(WhatIf):
 
 
 def app(content: Content, *, verifier: Verifier | None = None) -> Guard:
-    """The ASGI application that serves a content: the page at ``/``, its files at ``/static``, data at ``/api``."""
+    """The ASGI application that serves a content: the page at ``/``, its files at ``/static``, data at ``/api``.
+
+    Parameters
+    ----------
+    content
+        What `gather` returned.
+    verifier
+        Retrains for *Verify*; by default one of this content.
+    """
     checks = Verifier(content) if verifier is None else verifier
 
     @asynccontextmanager
@@ -177,6 +185,8 @@ def serve(
 
     Parameters
     ----------
+    content
+        What `gather` returned.
     port
         By default one that is free.
     open_browser

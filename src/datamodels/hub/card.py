@@ -23,7 +23,7 @@ _UNKNOWN = "unknown"
 
 def card(
     old: str, repository: str, stores: Sequence[There], counts: Sequence[int], people: dict[str, int],
-    run: dict[str, Any] | None, license: str | None,
+    run: dict[str, Any] | None, license: str | None, recipes: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The text of ``README.md``.
 
@@ -41,6 +41,8 @@ def card(
         The content of ``run.json``, if a run was pushed.
     license
         As the Hub names it; by default the one that is there.
+    recipes
+        Files of recipes that are there, ``run/recipe.yaml``.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def card(
     if not front["configs"]:
         del front["configs"]
     title = _line(run["title"]) if run else repository.split("/")[1]
-    section = f"{_BEGIN}\n{_section(repository, stores, counts, people, run)}\n{_END}"
+    section = f"{_BEGIN}\n{_section(repository, stores, counts, people, run, recipes)}\n{_END}"
     before, mark, rest = body.partition(_BEGIN)
     if mark:
         body = before + section + rest.partition(_END)[2]
@@ -94,8 +96,9 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
 
 
 def _section(
-    repository: str, stores: Sequence[There], counts: Sequence[int], people: dict[str, int], run: dict[str, Any] | None
-) -> str:
+    repository: str, stores: Sequence[There], counts: Sequence[int], people: dict[str, int], run: dict[str, Any] | None,
+    recipes: Sequence[str],
+) -> str:  # fmt: skip
     address = f"hf://datasets/{repository}"
     parts = [
         "Outcomes of training a model class many times on subsets of a training set: each row is one model, what it saw and what "
@@ -120,7 +123,7 @@ def _section(
         _loading(repository, stores, counts),
         "## Go on with it",
         "Several people may extend the run at once, each with rows of their own:",
-        _going_on(address, stores, run),
+        _going_on(address, stores, run, recipes),
     ]
     return "\n\n".join(parts)
 
@@ -153,23 +156,30 @@ def _loading(repository: str, stores: Sequence[There], counts: Sequence[int]) ->
     )
     if full[0].meta.design is None or MASKS in full[0].meta.spec.fields:
         return text
+    given = full[0].meta.design.kind == "explicit"
+    packed = (
+        f', np.load(hf_hub_download("{repository}", "stores/{full[0].name}/design_masks.npy", repo_type="dataset"))'
+    )
     return (
-        text + "\n\nThe masks are drawn again from the design:\n\n```python\nimport json\n\n"
-        "from datamodels import Design\nfrom huggingface_hub import hf_hub_download\n\n"
+        f"{text}\n\nThe masks are {'given by' if given else 'drawn again from'} the design:\n\n```python\nimport json\n\n"
+        f"{'import numpy as np' + chr(10) if given else ''}from datamodels import Design\nfrom huggingface_hub import hf_hub_download\n\n"
         f'file = hf_hub_download("{repository}", "stores/{full[0].name}/store.json", repo_type="dataset")\n'
-        'masks = Design.from_dict(json.load(open(file))["design"]).masks()[rows["row"]]\n```'
+        f'design = Design.from_dict(json.load(open(file))["design"]{packed if given else ""})\n'
+        'masks = design.masks_of(rows["row"])\n```'
     )
 
 
-def _going_on(address: str, stores: Sequence[There], run: dict[str, Any] | None) -> str:
+def _going_on(address: str, stores: Sequence[There], run: dict[str, Any] | None, recipes: Sequence[str]) -> str:
     option = "" if len(stores) == 1 else f" --store {stores[0].name}"
+    work = f"--recipe {recipes[0]}" if recipes else "--task PKG.MODULE:FUNCTION"
+    of = "" if recipes else "   # what trained the rows that are here; no recipe was sent along"
     place = "run" if run is None else f"run/{run['stores'].get(stores[0].name, stores[0].name)}"
     return "\n".join(
         [
             "```bash",
             f"datamodels pull {address} run",
             f"rows=$(datamodels claim {address} --rows 1000{option})",
-            f'datamodels train {place} --recipe recipe.yaml --rows "$rows"   # or --task PKG.MODULE:FUNCTION',
+            f'datamodels train {place} {work} --rows "$rows"{of}',
             f"datamodels push run {address}",
             "```",
         ]

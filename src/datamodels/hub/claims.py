@@ -116,12 +116,11 @@ def _free(there: There, claims: list[Claim], rows: int, until: datetime, address
     taken &= free
     candidates: NDArray[np.int64] = np.flatnonzero(free & ~taken)
     if not len(candidates):
-        ends = (
-            f", {int(taken.sum())} of them claimed, the first until {min(c.until for c in claims):%Y-%m-%d %H:%M} UTC"
-        )
+        live = [claim.until for claim in claims if taken[claim.start : claim.stop].any()]
+        ends = f", {int(taken.sum())} claimed, the first until {min(live):%Y-%m-%d %H:%M} UTC" if live else ""
         raise RequestError(
             f"no row of {there.name!r} at {address} is free: {int(there.complete.sum())} of {len(free)} are there"
-            f"{ends if taken.any() else ''}; to add models, `datamodels extend` the store and push it"
+            f"{ends}; to add models, `datamodels extend` the store and push it"
         )
     chosen = candidates[:rows]
     others = np.flatnonzero(taken[chosen[0] :])

@@ -23,7 +23,7 @@ from datamodels.progress import Progress
 from datamodels.run import FILE, Run
 from datamodels.spec import IDS, LABELS
 from datamodels.store import Merged, Store
-from datamodels.store.base import row_checksum
+from datamodels.store.plan import row_checksum
 
 _RUN = "run/"
 

@@ -26,7 +26,6 @@ from datamodels.progress import note
 from datamodels.run import FILE, Run
 from datamodels.store import Merged, Store
 from datamodels.store.array import npy_bytes
-from datamodels.store.meta import Meta
 
 _COMMIT_BYTES = 1 << 30
 
@@ -96,7 +95,7 @@ class _Local:
     def __init__(self, name: str, store: Store, shard_rows: int | None) -> None:
         check_keys(store.spec)
         self.name, self.store = name, store
-        self.meta = _meta(store)
+        self.meta = store.as_meta()
         self.done = store.completed()
         self.known = store.checksums()
         self.shard_rows = shard_rows or rows_per_shard(store.spec)
@@ -235,7 +234,8 @@ class _Sending:
         ordered = [now[name] for name in sorted(now)]
         counts = [int(item.complete.sum()) + more.total() for item, more in ordered]
         stores = [item for item, _ in ordered]
-        return card(old, self.repository.id, stores, counts, dict(people), run, self.license)
+        recipes = sorted(path for path in {*head.files, *self.files} if Path(path).match("run/recipe*.y*ml"))
+        return card(old, self.repository.id, stores, counts, dict(people), run, self.license, recipes)
 
 
 def _after(local: _Local, known: There | None) -> There:
@@ -294,15 +294,3 @@ def _files(home: Path | None, run: Run | None, recipe: str | Path | None, folder
 def _described(run: Run) -> bytes:
     """What travels of run.json."""
     return json.dumps(portable(run.model_dump()), indent=1).encode()
-
-
-def _meta(store: Store) -> Meta:
-    """What a store says of itself, with the id, time and versions of its making where it keeps them in a file."""
-    new = Meta.new(store.spec, store.design, store.sweep)
-    file = store.path / "store.json" if isinstance(store.path, Path) else None
-    if file is None or not file.exists():
-        return new
-    record = json.loads(file.read_text())
-    return replace(
-        new, record={**new.record, **{key: record[key] for key in ("id", "created", "versions") if key in record}}
-    )

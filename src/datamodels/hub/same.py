@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from datamodels.errors import RequestError
 from datamodels.run import Run
 from datamodels.store import Store
-from datamodels.store.base import row_checksum
 from datamodels.store.meta import Meta
+from datamodels.store.plan import row_checksum
 
 _SLICE = 256
 

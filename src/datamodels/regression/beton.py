@@ -69,6 +69,11 @@ class Field(NamedTuple):
 class Beton:
     """An FFCV file, mapped into memory.
 
+    Parameters
+    ----------
+    path
+        The file.
+
     Attributes
     ----------
     n_samples
@@ -172,7 +177,7 @@ class Beton:
         raise self._corrupt(f"the field {name!r} has the dtype {text[:60]!r}; it must be one real number, bool or int")
 
     def array(self, name: str) -> NDArray[Any]:
-        """All samples of a field, (n_samples, *shape), read-only and not loaded.
+        """All samples of the field `name`, (n_samples, *shape), read-only and not loaded.
 
         Numbers are a mapped column. Arrays are read from their pages when rows are taken: ``[i]``, ``[a:b]``, ``[indices]``.
 

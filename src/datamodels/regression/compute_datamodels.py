@@ -17,11 +17,14 @@ from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.progress import note
 from datamodels.regression import dataset_file
-from datamodels.regression.problem import Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import Source
 from datamodels.store import Store
 
 
 class Data(BaseModel):
+    """Which rows and targets: the options ``--data.NAME``."""
+
     model_config = ConfigDict(extra="forbid")
 
     data_path: Annotated[str, Field(min_length=1, description="file of write_dataset, or folder of a store")]
@@ -35,6 +38,8 @@ class Data(BaseModel):
 
 
 class Config(BaseModel):
+    """How to fit, and where results go: the options ``--cfg.NAME``."""
+
     model_config = ConfigDict(extra="forbid")
 
     k: Annotated[int, Field(ge=1, description="number of lambdas")]
@@ -73,7 +78,25 @@ def _compute(given: options.Options, sections: dict[str, Any]) -> str:
 
 
 def compute_datamodels(data: Data, config: Config) -> Path:
-    """Fit and write ``datamodels.pt``, ``regularization_path/`` and ``final_lambda/``; returns the folder."""
+    """Fit lasso datamodels and write them in the classic layout, as ``python -m datamodels.regression.compute_datamodels`` does.
+
+    Parameters
+    ----------
+    data
+        Which rows and targets.
+    config
+        How to fit, and where results go.
+
+    Returns
+    -------
+    Path
+        The folder, with ``datamodels.pt``, ``regularization_path/`` and ``final_lambda/``.
+
+    Raises
+    ------
+    RequestError
+        when there are fewer rows than asked for, or results already.
+    """
     out = Path(config.out_dir)
     taken = [name for name in ("datamodels.pt", "regularization_path", "final_lambda") if (out / name).exists()]
     if taken:

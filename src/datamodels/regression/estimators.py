@@ -2,181 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields, replace
+from dataclasses import field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.attribution import Attribution
-from datamodels.errors import ConvergenceWarning, RequestError
+from datamodels.errors import RequestError
+from datamodels.regression.estimator import CONFIG, SCORES, Count, Estimator, Fraction, Selected
 from datamodels.regression.kernel import leave_one_out, ridge_kernel
 from datamodels.regression.krylov import ridge_out_of_mask
 from datamodels.regression.moments import default_tolerance
 from datamodels.regression.path import PathFit, fit_path
-from datamodels.regression.prior import check_shape, describe_scores, solve_with_prior
+from datamodels.regression.prior import check_shape, solve_with_prior
 from datamodels.regression.problem import Problem
 from datamodels.regression.row_path import fit_path_from_rows
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
 from datamodels.regression.spectral import Spectrum, chosen_fit, ridge_grid, ridge_of_statistics
-from datamodels.regression.statistics import SplitStatistics, Statistics, count_dtype, expected_dtype
-
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-_VAL_FRACTION = 0.15
-_SCORES = ("prior", "offset")  # fields that hold an attribution
+from datamodels.regression.split_statistics import SplitStatistics
+from datamodels.regression.statistics import Statistics, count_dtype, expected_dtype
 
 
-class Estimator(ABC):
-    """Turns statistics into weights.
-
-    ``out_of_mask`` says whether a target that is itself a training example is fitted on the models
-    that did not see it; ``penalised`` whether penalty factors are taken; ``by_target`` whether solving for targets that share
-    their rows costs as much together as apart. ``offset`` is applied by `datamodels.fit`, to outputs before they come here: an
-    estimator that still has one refuses to solve.
-    """
-
-    name: ClassVar[str]
-    out_of_mask: ClassVar[bool] = True
-    penalised: ClassVar[bool] = False
-    by_target: ClassVar[bool] = False
-    offset: Attribution | None = None
-
-    def __new__(cls, *args: Any, **given: Any) -> Estimator:
-        for name in _SCORES:  # pydantic would say less, and take a dict
-            if not isinstance(given.get(name), Attribution | None):
-                raise RequestError(
-                    f"{name} is of type {type(given[name]).__name__}; give an Attribution (Attribution.load reads a file, "
-                    "Attribution.from_scores takes an array)"
-                )
-        return super().__new__(cls)
-
-    @abstractmethod
-    def splits(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        """Held-out rows of each split, bool (m,); rows of one design unit stay together."""
-
-    @abstractmethod
-    def solve(
-        self,
-        data: SplitStatistics,
-        *,
-        penalty: NDArray[np.float64] | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Solution:
-        """Fit from the statistics of the rows that `splits` chose and of all others.
-
-        ``penalty`` are factors (n_train,) or (n_train, n_targets), for estimators that take them.
-        """
-
-    def prefers_rows(self, problem: Problem, memory: int) -> bool:
-        """Whether `solve_rows` is the way to fit targets that share all rows, within so many bytes."""
-        return False
-
-    def solve_rows(
-        self,
-        problem: Problem,
-        *,
-        own_rows: bool,
-        penalty: NDArray[np.float64] | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Solution | None:
-        """Fit from the rows themselves, where the estimator has such a way; None where it has not.
-
-        With ``own_rows`` each target is fitted on the rows without the training example that it is; the fact
-        ``n_constant`` then says how many columns are constant among them.
-        """
-        return None
-
-    def describe(self) -> dict[str, Any]:
-        """Name and parameters, for provenance. A prior or an offset is named, not held."""
-        said = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
-        for key in _SCORES:
-            said.pop(key, None)
-        name = self.name if self.offset is None else f"{self.name} with offset"
-        return {"name": name, **said, **{key: describe_scores(one) for key, one in self.scores().items()}}
-
-    def scores(self) -> dict[str, Attribution]:
-        """The prior and the offset, where there are."""
-        given = {key: getattr(self, key, None) for key in _SCORES}
-        return {key: one for key, one in given.items() if one is not None}
-
-    def of_targets(self, targets: slice) -> Estimator:
-        """The same for some targets: with their part of a prior."""
-        return replace(self, **{key: one[targets] for key, one in self.scores().items()})  # type: ignore[type-var]
-
-    def tolerance(self, n_train: int) -> float | None:
-        """The relative duality gap that solutions are to reach, for estimators that have one."""
-        return None
-
-    def warn_gaps(self, solution: Solution) -> None:
-        """Warn of targets that missed the tolerance."""
-        tol = self.tolerance(len(solution.weights))
-        if tol is None:
-            return
-        gap = solution.facts["gap"]
-        late = np.flatnonzero(gap > max(tol, 1e-12) * 1.01)
-        if len(late):
-            warnings.warn(
-                f"{len(late)} of {len(gap)} targets missed the tolerance {tol:g}; the largest relative gap is "
-                f"{gap.max():.2g}, at target {int(gap.argmax())} (see target_facts['gap'])",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
-
-    def _refuse_offset(self) -> None:
-        if self.offset is not None:
-            raise RequestError(
-                "an offset is taken off the outputs before they are summed up, and can only be used through fit: here, give "
-                "the estimator without offset"
-            )
-
-
-@validated(frozen=True, kw_only=True, config=_CONFIG)
-class _Selected(Estimator):
-    """Estimators that choose λ per target on held-out rows: a share of them, or folds."""
-
-    n_lambdas: Count = 100
-    val_fraction: Fraction | None = None
-    folds: Annotated[int, Field(ge=2)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    intercept: bool = True
-    offset: Attribution | None = field(default=None, repr=False)
-
-    @model_validator(mode="after")
-    def _one_way_to_hold_out(self) -> _Selected:
-        if self.folds is not None and self.val_fraction is not None:
-            raise ValueError("give val_fraction or folds, not both")
-        return self
-
-    def _draw(self, units: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-        self._refuse_offset()
-        names = np.unique(units)
-        order = np.random.default_rng(self.seed).permutation(names)
-        if self.folds is not None:
-            if self.folds > len(names):
-                raise RequestError(f"{self.folds} folds of {len(names)} independent rows: use fewer folds")
-            parts = np.array_split(order, self.folds)
-        else:
-            fraction = _VAL_FRACTION if self.val_fraction is None else self.val_fraction
-            count = round(fraction * len(names))
-            if not 1 <= count < len(names):
-                raise RequestError(
-                    f"val_fraction {fraction} of {len(names)} independent rows leaves {count} to validate on; "
-                    "train more models or change val_fraction"
-                )
-            parts = [order[:count]]
-        return [np.isin(units, part) for part in parts]
-
-
-@validated(frozen=True, kw_only=True, config=_CONFIG)
-class _PathEstimator(_Selected):
+@validated(frozen=True, kw_only=True, config=CONFIG)
+class _PathEstimator(Selected):
     """Estimators that walk a λ path by coordinate descent."""
 
     eps: Fraction = 1e-3
@@ -271,7 +125,7 @@ class _PathEstimator(_Selected):
         return default_tolerance(n_train) if self.tol is None else self.tol
 
 
-@validated(frozen=True, kw_only=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=CONFIG)
 class Lasso(_PathEstimator):
     """Lasso, the estimator of Ilyas et al. 2022 (arXiv:2202.00622), by coordinate descent.
 
@@ -307,7 +161,7 @@ class Lasso(_PathEstimator):
         return 1.0
 
 
-@validated(frozen=True, kw_only=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=CONFIG)
 class ElasticNet(_PathEstimator):
     """Elastic net: like `Lasso`, with penalty ``λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` (Zou & Hastie 2005).
 
@@ -327,8 +181,8 @@ class ElasticNet(_PathEstimator):
         return self.l1_ratio
 
 
-@validated(frozen=True, kw_only=True, config=_CONFIG)
-class Ridge(_Selected):
+@validated(frozen=True, kw_only=True, config=CONFIG)
+class Ridge(Selected):
     """Ridge regression: one eigendecomposition, all λ, all targets.
 
     Of the n x n matrix, or of the m x m matrix when there are fewer rows. Targets that are training examples
@@ -343,6 +197,10 @@ class Ridge(_Selected):
         ``held_out``: by error on held-out rows, like the lasso. ``gcv``: generalised
         cross-validation on all rows, which needs none (Golub, Heath & Wahba 1979). ``loo``: exact
         leave-one-out by a second pass over the rows, at the scale of all rows (see `kernel.leave_one_out`).
+    n_lambdas
+        Size of the grid.
+    val_fraction, folds, seed, intercept
+        As in `Lasso`.
     offset
         As in `Lasso`; with ``gcv`` and ``loo``, which hold no rows out, it is always kept.
     """
@@ -404,11 +262,18 @@ class Ridge(_Selected):
         return solution
 
 
-@validated(frozen=True, kw_only=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=CONFIG)
 class LeastSquares(Estimator):
     """Ordinary least squares; the solution of smallest norm when it is not unique.
 
-    With an offset (see `Lasso`), which is always kept, it is the solution nearest to what the offset says.
+    Minimises ``‖y - b - Xw‖²``. With an offset it is the solution nearest to what the offset says.
+
+    Parameters
+    ----------
+    intercept
+        As in `Lasso`.
+    offset
+        As in `Lasso`; it is always kept.
     """
 
     name: ClassVar[str] = "ols"
@@ -435,7 +300,7 @@ class LeastSquares(Estimator):
         return Solution(weights, bias)
 
 
-@validated(frozen=True, kw_only=True, config=_CONFIG)
+@validated(frozen=True, kw_only=True, config=CONFIG)
 class DifferenceInMeans(Estimator):
     """``E[y | j in] - E[y | j out]`` (Feldman & Zhang 2020, arXiv:2008.03703).
 
@@ -477,7 +342,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 def from_description(description: Mapping[str, Any]) -> Estimator:
     """The estimator that `Estimator.describe` described."""
     options = {key: value for key, value in description.items() if key != "name"}
-    for key in _SCORES:
+    for key in SCORES:
         if key in options:
             raise RequestError(
                 f"the estimator had a{'n' if key == 'offset' else ''} {key}, which its description does not hold: give the "

@@ -18,15 +18,17 @@ from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, Request
 from datamodels.executors.pool import MakePool, Pool, pool_of
 from datamodels.memory import bytes_of
 from datamodels.progress import Progress
-from datamodels.regression.estimators import Estimator, Lasso, from_description
+from datamodels.regression.estimator import Estimator
+from datamodels.regression.estimators import Lasso, from_description
 from datamodels.regression.offset import take_off
 from datamodels.regression.own_rows import blas_limit
 from datamodels.regression.parts import Penalty, solve_problem, solve_statistics, statistics_by_rows
 from datamodels.regression.prior import check_scores
-from datamodels.regression.problem import OUTPUTS, Problem, unseen_by_too_few
+from datamodels.regression.problem import Problem, unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solution import Solution
-from datamodels.regression.statistics import SplitStatistics
+from datamodels.regression.source import OUTPUTS
+from datamodels.regression.split_statistics import SplitStatistics
 from datamodels.regression.used import all_sources
 from datamodels.spec import MASKS, Rows
 from datamodels.store import Store
@@ -78,6 +80,8 @@ def fit(
     executor
         ``local``: this process and its threads. ``"ray"`` or its settings, `datamodels.executors.Ray`: ranges of rows are
         summed up, and blocks of targets solved, on a cluster whose nodes can all read the store.
+    progress
+        Whether to show progress on standard error.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from datamodels.errors import RequestError
 from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution, Splits
 from datamodels.regression.spectral import Spectrum, chosen_fit, ridge_lambdas
-from datamodels.regression.statistics import near_mean
+from datamodels.regression.split_statistics import near_mean
 
 _COLUMNS = 1024  # columns that are standardised in float64 at a time
 

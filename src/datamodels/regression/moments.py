@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from datamodels.regression import statistics
 from datamodels.regression.bits import cross_counts
 from datamodels.regression.solver_types import Counts, Fits, Target
-from datamodels.regression.statistics import SplitStatistics, Statistics
+from datamodels.regression.split_statistics import SplitStatistics
+from datamodels.regression.statistics import Statistics
 
 _NO_COLUMNS = np.zeros((0, 0), dtype=np.uint64)
 
@@ -88,7 +89,7 @@ def batch_penalty(penalty: NDArray[np.float64] | None, n_train: int, part: slice
 
 def default_tolerance(n_train: int) -> float:
     """1e-8 where products with outputs are float64, 1e-5 where they are float32."""
-    return 1e-8 if n_train <= statistics._FLOAT64_UP_TO else 1e-5
+    return 1e-8 if n_train <= statistics.FLOAT64_UP_TO else 1e-5
 
 
 def fitted_sums(pieces: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
-from datamodels.regression.calibration import measure
 from datamodels.regression.prior import picked
-from datamodels.regression.problem import Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.slopes import measure
 from datamodels.regression.solution import Solution
+from datamodels.regression.source import Source
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution
-from datamodels.regression.statistics import near_mean
+from datamodels.regression.split_statistics import near_mean
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

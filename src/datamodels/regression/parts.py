@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from datamodels.errors import ConvergenceWarning
 from datamodels.executors.pool import Pool
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.path import BATCH
 from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution
-from datamodels.regression.statistics import SplitStatistics, near_mean
+from datamodels.regression.split_statistics import SplitStatistics, near_mean
 
 Penalty = NDArray[np.float64] | None
 

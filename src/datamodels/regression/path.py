@@ -17,7 +17,8 @@ from datamodels.regression.certificate import gap_of
 from datamodels.regression.coordinate import fit_target
 from datamodels.regression.moments import Moments, correlations, covariances, default_tolerance
 from datamodels.regression.solver_types import Counts, Fits, Found, Rules, Target
-from datamodels.regression.statistics import SplitStatistics, Statistics
+from datamodels.regression.split_statistics import SplitStatistics
+from datamodels.regression.statistics import Statistics
 from datamodels.threads import spread
 
 _MAX_SWEEPS = 2_000

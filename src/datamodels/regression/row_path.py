@@ -19,7 +19,7 @@ from datamodels.regression.path import PathFit, lambda_grid, lambda_max_of, path
 from datamodels.regression.problem import unseen_by_too_few
 from datamodels.regression.rows import PackedRows
 from datamodels.regression.solver_types import Counts, Fits, Found, Target
-from datamodels.regression.statistics import near_mean
+from datamodels.regression.split_statistics import near_mean
 from datamodels.threads import spread
 
 _BATCH_BYTES = 128 << 20

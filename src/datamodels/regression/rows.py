@@ -75,7 +75,7 @@ class PackedRows:
     def products(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Xᵀ v (n_train, k) for values v (m, k) per row."""
         n = len(self.columns)
-        precision = np.float64 if n <= statistics._FLOAT64_PRODUCTS_UP_TO else np.float32
+        precision = np.float64 if n <= statistics.FLOAT64_PRODUCTS_UP_TO else np.float32
         placed = np.zeros((self.bits, values.shape[1]), dtype=precision)
         placed[self.places] = values
         out = np.zeros((n, values.shape[1]))

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.regression.solution import Solution
-from datamodels.regression.statistics import SplitStatistics, Standardised, Statistics, squared_error
+from datamodels.regression.split_statistics import SplitStatistics, Standardised, squared_error
+from datamodels.regression.statistics import Statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,8 @@ _CHUNK = 1024
 
 
 class Config(BaseModel):
+    """What is gathered, from where and into which file: the options ``--cfg.NAME``."""
+
     model_config = ConfigDict(extra="forbid")
 
     data_dir: Annotated[str, Field(min_length=1, description="folder of the store")]
@@ -47,7 +49,23 @@ def _write(_: options.Options, sections: dict[str, Any]) -> str:
 
 
 def write_dataset(config: Config) -> int:
-    """Write the file; returns the number of rows."""
+    """Gather the completed rows of a store into one file, as ``python -m datamodels.regression.write_dataset`` does.
+
+    Parameters
+    ----------
+    config
+        What, from where and into which file.
+
+    Returns
+    -------
+    int
+        The number of rows.
+
+    Raises
+    ------
+    RequestError
+        when the store has no completed rows, or no such keys.
+    """
     store = Store.open(config.data_dir)
     y = store.array(config.y_name)
     if config.y_slice is not None:

@@ -50,7 +50,20 @@ class Judgement:
 
 def judge_run(folder: str | Path, *, progress: bool = True) -> Judgement:
     """Score every attribution of a run that names a test store, on rows that its fit has not used, and draw the curve of the one that is
-    shown first where its test store is another than that of the fit."""
+    shown first where its test store is another than that of the fit.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    progress
+        Whether to show progress on standard error.
+
+    Raises
+    ------
+    RequestError
+        when an attribution cannot be judged on its test store.
+    """
     folder = Path(folder)
     run = Run.load(folder)
     judged = {name: item for name, item in run.attributions.items() if item.test is not None}

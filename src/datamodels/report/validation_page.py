@@ -25,7 +25,17 @@ _BARS = 16  # pairs of subgroups with intervals; more are a table of colours
 
 
 def save_report(validation: Validation, path: str | Path, *, title: str = "Are these subgroups real?") -> Path:
-    """Write one self-contained HTML page."""
+    """Write a validation as one self-contained HTML page.
+
+    Parameters
+    ----------
+    validation
+        What `validate` returned.
+    path
+        The file; one that is there is replaced in one step.
+    title
+        Of the page.
+    """
     path = Path(path)
     with replacing(path) as temporary:
         temporary.write_text(render(validation, title=title))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
-from datamodels.regression.problem import OUTPUTS, Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS, Source
 from datamodels.spec import MASKS
 
 _REFUSED = {

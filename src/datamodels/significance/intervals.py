@@ -115,7 +115,8 @@ def intervals(
 ) -> Intervals:
     """Confidence intervals of the weights of a lasso fit.
 
-    With z standardised columns, w the lasso's standardised weights with |S| nonzeros, r its residuals and
+    The debiased lasso (Javanmard & Montanari 2014, arXiv:1306.3171) with its adjustment for degrees of freedom (Bellec & Zhang 2019,
+    arXiv:1902.08885). With z standardised columns, w the lasso's standardised weights with |S| nonzeros, r its residuals and
     M rows (replicates of a mask averaged), the estimate is ``w_j + z_jᵀr / (M - |S| - 1)``. Its standard
     error is ``√(Σ_i z_ij² r_i²) / (M - |S| - 1)`` (robust) or ``‖r‖ / (M - |S| - 1)``, and its reference
     distribution Student's t. Everything is then put in output units per example.

@@ -22,7 +22,8 @@ from datamodels.design import Design
 from datamodels.errors import RequestError
 from datamodels.regression.estimators import Lasso
 from datamodels.regression.fit import fit_problem
-from datamodels.regression.problem import OUTPUTS, Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS, Source
 from datamodels.significance import result_file
 from datamodels.significance.chosen import strongest_first, summary_of
 from datamodels.significance.laws import law_of
@@ -126,6 +127,10 @@ def select(
     progress: bool = True,
 ) -> Selection:
     """Select, per target, training examples whose influence is real, at a false-discovery rate.
+
+    Model-X knockoffs (Candès, Fan, Janson & Lv 2018, arXiv:1610.02351): W_j is |w_j| minus that of its knockoff, a column of another
+    draw of the design; selected is W_j ≥ T, with T > 0 the least for which (1 + #{W_j ≤ -T}) / max(1, #{W_j ≥ T}) ≤ ``fdr``.
+    ``knockoff`` is without the 1.
 
     An example counts as a false discovery when the output, whatever its law, does not depend on
     whether the example was in the subset, given the rest of the subset. Neither linearity nor constant

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from datamodels.design import Design
 from datamodels.errors import RequestError
-from datamodels.regression.problem import Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import Source
 from datamodels.spec import MASKS
 
 _CHECKED_ROWS = 512

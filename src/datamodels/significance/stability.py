@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from datamodels.attribution import Attribution
 from datamodels.errors import RequestError
 from datamodels.progress import Progress
-from datamodels.regression.estimators import Estimator, Lasso
+from datamodels.regression.estimator import Estimator
+from datamodels.regression.estimators import Lasso
 from datamodels.regression.fit import fit_problem, resolve
-from datamodels.regression.problem import OUTPUTS, Problem
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS
 from datamodels.significance import result_file
 from datamodels.significance.chosen import strongest_first, summary_of
 from datamodels.spec import MASKS, Rows
@@ -126,9 +128,10 @@ def stability(
 ) -> Stability:
     """Select, per target, training examples that are strong on most half-samples of the models.
 
-    The models are split at random into two halves, ``halves / 2`` times over; whole design units
-    (replicates, antithetic pairs) stay together. On each half the estimator is fitted and names the
-    ``q`` training examples of the largest |weight| that is not 0.
+    Stability selection (Meinshausen & Bühlmann 2010) over complementary half-samples (Shah & Samworth 2013, arXiv:1105.5578): a
+    training example is selected when the share of half-samples that name it is at least ``threshold``. The models are split at random
+    into two halves, ``halves / 2`` times over; whole design units (replicates, antithetic pairs) stay together. On each half the
+    estimator is fitted and names the ``q`` training examples of the largest |weight| that is not 0.
 
     Parameters
     ----------

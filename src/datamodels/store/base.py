@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 import time
-import warnings
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ValidationError
 
-from datamodels.design import Design, label_codes
-from datamodels.errors import CorruptStoreError, FewSubsetsWarning, RequestError, RowError, first_line
+from datamodels.design import Design
+from datamodels.errors import RequestError, RowError
 from datamodels.progress import Progress
 from datamodels.spec import IDS, LABELS, MASKS, KeySpec, Spec, check_rows
+from datamodels.store.integrity import check_same_models, differing, good_rows, parts
 from datamodels.store.meta import Meta
+from datamodels.store.plan import check_ids, check_labels, plan, warn_few_subsets
 from datamodels.store.records import Merged, Status, Verified
 from datamodels.sweep import Sweep
-
-_COPY_BYTES = 32 << 20
 
 
 class Store(ABC):
@@ -112,10 +108,10 @@ class Store(ABC):
         RequestError
             when schema, spec, design and sweep do not go together.
         """
-        spec = _plan(schema, spec, design, sweep)
-        _warn_few_subsets(design)
-        facts = {} if labels is None else {LABELS: _check_labels(labels, design)}
-        return cls._backend(path)._create(path, Meta.new(spec, design, sweep), facts | _check_ids(ids, design))
+        spec = plan(schema, spec, design, sweep)
+        warn_few_subsets(design)
+        facts = {} if labels is None else {LABELS: check_labels(labels, design)}
+        return cls._backend(path)._create(path, Meta.new(spec, design, sweep), facts | check_ids(ids, design))
 
     def copy_to(self, path: str | Path, *, progress: bool = True) -> Merged:
         """Copy the completed rows to another store, made when there is none, that lacks them: here or far away.
@@ -142,15 +138,15 @@ class Store(ABC):
         backend = self._backend(path)
         if backend._exists(path):
             other = backend._open(path)
-            other._check_same_models(self)
+            check_same_models(other, self)
             if other.n_models < self.n_models:
                 other.extend(self.n_models - other.n_models)
         else:
-            other = backend._create(path, self._as_meta(), self.facts())
+            other = backend._create(path, self.as_meta(), self.facts())
         return other.merge(self, progress=progress)
 
     @abstractmethod
-    def _as_meta(self) -> Meta:
+    def as_meta(self) -> Meta:
         """What a copy of this store says of itself."""
 
     @classmethod
@@ -177,7 +173,7 @@ class Store(ABC):
         backend = cls._backend(path)
         if not backend._exists(path):
             return cls.create(path, schema=schema, spec=spec, design=design, sweep=sweep, labels=labels, ids=ids)
-        store, wanted = backend._open(path), _plan(schema, spec, design, sweep)
+        store, wanted = backend._open(path), plan(schema, spec, design, sweep)
         for what, mine, given in (
             ("sweep", store.sweep, sweep),
             ("schema", store.spec.fields, wanted.fields),
@@ -272,6 +268,8 @@ class Store(ABC):
         """
         stop = self.n_models if stop is None else stop
         if key in self.spec.fields:
+            if not 0 <= start <= stop <= self.n_models:
+                raise IndexError(f"rows {start}..{stop} are outside of the store's rows 0..{self.n_models}")
             rows = np.asarray(self.array(key)[start:stop])
             if rows.dtype == np.uint8 and rows.max(initial=0) > 1:
                 raise RequestError(f"the key {key!r} holds {rows.max()}, so it holds no masks: a mask is 0 and 1")
@@ -340,7 +338,8 @@ class Store(ABC):
         Returns
         -------
         list of int
-            The rows that were written.
+            The rows that were written. On object storage, a row that two writers write at the same moment with equal bytes may
+            be named by both.
 
         Raises
         ------
@@ -357,14 +356,14 @@ class Store(ABC):
         outside = index[(index < 0) | (index >= self.n_models)]
         if len(outside):
             raise RequestError(f"row {outside[0]} is outside of the store's rows 0..{self.n_models - 1}")
-        ready = check_rows(self._stored, self._with_parameters(index, self._with_masks(index, values)), len(index))
+        ready = check_rows(self.stored, self._with_parameters(index, self._with_masks(index, values)), len(index))
         return self._write_rows(index, ready, overwrite)
 
     @abstractmethod
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]: ...
 
     @property
-    def _stored(self) -> Mapping[str, KeySpec]:
+    def stored(self) -> Mapping[str, KeySpec]:
         """The schema of the keys whose values are written."""
         return self.spec.fields
 
@@ -444,6 +443,7 @@ class Store(ABC):
             if beat.get("running") and abs(time.time() - beat.get("updated", 0)) < 60  # either way: clocks are set back
         )
         completed = int(done.sum())
+        rate = rate if completed < self.n_models else 0  # of a campaign that died, beats go on for a moment
         pending = self.n_models - completed - len(failed)
         return Status(
             models=self.n_models,
@@ -460,46 +460,9 @@ class Store(ABC):
         parameters with the sweep's."""
         done = np.flatnonzero(self.completed())
         bad: list[int] = []
-        for part in self._parts(done):
-            bad += np.setdiff1d(part, self._good_rows(part)).tolist()
+        for part in parts(self, done):
+            bad += np.setdiff1d(part, good_rows(self, part)[0]).tolist()
         return Verified(checked=len(done), bad_rows=bad, has_checksums=self.checksums() is not None)
-
-    def _good_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of some complete rows that hold what was written."""
-        sums = self.checksums()
-        try:
-            values = {key: np.asarray(self.array(key)[rows]) for key in self.keys}
-        except CorruptStoreError:  # some of them cannot be read
-            return np.array([row for row in rows.tolist() if self._is_good_now(row)], dtype=np.int64)
-        good = [
-            self._is_good(row, {key: value[i] for key, value in values.items()}, sums) or self._is_good_now(row)
-            for i, row in enumerate(rows.tolist())
-        ]
-        return rows[np.array(good, dtype=np.bool_)]
-
-    def _is_good(self, row: int, values: Mapping[str, Any], sums: NDArray[np.uint32] | None) -> bool:
-        if sums is not None and row_checksum(row, values) != int(sums[row]):
-            return False
-        if self.sweep is not None:
-            drawn = self.sweep.keys_of([row])
-            if any(values[key] != value[0] for key, value in drawn.items()):
-                return False
-        if self.design is None or MASKS not in values:
-            return True
-        return bool(np.array_equal(values[MASKS], self.design.mask(row)))
-
-    def _is_good_now(self, row: int) -> bool:
-        """Look again, since the row may be written at this moment; a row that is not marked is no bad row."""
-        for _ in range(3):
-            if not self.completed()[row]:
-                return True
-            try:
-                values = {key: np.array(self.array(key)[row]) for key in self.keys}
-            except CorruptStoreError:
-                continue
-            if self._is_good(row, values, self.checksums()):
-                return True
-        return False
 
     def forget(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Mark complete rows, (k,) indices, as not complete, so that the next campaign trains them again: those that `verify`
@@ -532,7 +495,7 @@ class Store(ABC):
         RequestError
             when schema, design or sweep differ, or the other store has rows that this one lacks.
         """
-        self._check_same_models(other)
+        check_same_models(self, other)
         rows = np.flatnonzero(other.completed())
         if len(rows) and rows[-1] >= self.n_models:
             raise RequestError(
@@ -544,51 +507,13 @@ class Store(ABC):
         copied: list[int] = []
         bad: list[int] = []
         with Progress("copying rows", len(missing), show=progress) as bar:
-            for part in self._parts(missing):
-                good = other._good_rows(part)
+            for part in parts(self, missing):
+                good, values = good_rows(other, part)
                 bad += np.setdiff1d(part, good).tolist()
                 if len(good):
-                    copied += self.write_rows(good, {key: np.asarray(other.array(key)[good]) for key in self.keys})
+                    copied += self.write_rows(good, values)
                 bar.advance(len(part))
-        return Merged(copied, both.tolist(), self._differing(other, both), bad)
-
-    def _check_same_models(self, other: Store) -> None:
-        """That row i of another store is the same model as here."""
-        if self.sweep != other.sweep:
-            raise RequestError(
-                f"{str(other.path)!r} has another sweep than {str(self.path)!r}: row i has other training parameters"
-            )
-        if self.spec.fields != other.spec.fields:
-            raise RequestError(f"{str(other.path)!r} has another schema than {str(self.path)!r}")
-        mine, theirs = self.design, other.design
-        if (mine is None) != (theirs is None) or (mine and theirs and mine.identity != theirs.identity):
-            raise RequestError(
-                f"{str(other.path)!r} has another design than {str(self.path)!r}: row i is not the same model. "
-                "Stores of other seeds are fitted together instead: datamodels fit STORE STORE"
-            )
-
-    def _parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Ascending rows in parts of moderate size, which do not share a block of this store."""
-        size = sum(field.numpy_dtype.itemsize * math.prod(field.shape) for field in self.spec.fields.values())
-        block = self.block_rows or 1
-        step = block * max(1, _COPY_BYTES // max(1, size * block))
-        numbers = rows // step
-        for number in np.unique(numbers):
-            yield rows[numbers == number]
-
-    def _differing(self, other: Store, rows: NDArray[np.int64]) -> list[int]:
-        """Those of some rows, complete in both, whose content is not the same."""
-        mine, theirs = self.checksums(), other.checksums()
-        if mine is not None and theirs is not None:
-            return rows[mine[rows] != theirs[rows]].tolist()
-        return [
-            row
-            for row in rows.tolist()
-            if not all(
-                np.array_equal(self.array(k)[row], other.array(k)[row], equal_nan=_floating(self.field(k)))
-                for k in self.keys
-            )
-        ]
+        return Merged(copied, both.tolist(), differing(self, other, both), bad)
 
     def rng(self, row: int) -> np.random.Generator:
         """The generator of a row: the design's, or one drawn from the store's identity."""
@@ -619,98 +544,3 @@ class Store(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {self.n_models} models, keys {self.keys})"
-
-
-def row_checksum(row: int, values: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 over the row's index and, key by key in sorted order, its bytes."""
-    crc = zlib.crc32(row.to_bytes(8, "little"))
-    for key in sorted(values):
-        crc = zlib.crc32(np.ascontiguousarray(values[key]).reshape(-1).view(np.uint8).data, crc)
-    return crc
-
-
-def _floating(field: KeySpec) -> bool:
-    return field.numpy_dtype.kind in "fc"
-
-
-def _plan(schema: Mapping[str, Any] | None, spec: Spec | None, design: Design | None, sweep: Sweep | None) -> Spec:
-    """The spec that `Store.create` is asked for, checked against the design, with the keys of the sweep."""
-    if spec is None:
-        if schema is None or design is None:
-            raise RequestError("give a spec, or a schema and a design")
-        given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in schema.items()}
-        for key, value in given.items():
-            if not isinstance(value, dict):
-                raise RequestError(f'schema[{key!r}] is {value!r}; give {{"shape": (...), "dtype": name}}')
-        given.setdefault(MASKS, {"shape": (design.n_train,), "dtype": "bool"})
-        try:
-            spec = Spec.model_validate({"num_models": design.n_models, "schema": given})
-        except ValidationError as error:
-            raise RequestError(first_line(error)) from None
-    elif schema is not None:
-        raise RequestError("give a spec or a schema, not both")
-    _check_design(spec, design)
-    return spec if sweep is None else _with_sweep(spec, sweep)
-
-
-def _with_sweep(spec: Spec, sweep: Sweep) -> Spec:
-    drawn = {key: KeySpec.model_validate(field) for key, field in sweep.schema.items()}
-    for key in drawn.keys() & spec.fields.keys():
-        if spec.fields[key] != drawn[key]:
-            raise RequestError(
-                f"{key!r} is {spec.fields[key].dtype} {spec.fields[key].shape} in the schema; the sweep fills it with "
-                f"one {drawn[key].dtype} per row: leave it out of the schema"
-            )
-    return spec.model_copy(update={"fields": {**spec.fields, **drawn}})
-
-
-def _check_design(spec: Spec, design: Design | None) -> None:
-    masks = spec.fields.get(MASKS)
-    for key, field in spec.fields.items():
-        if field.of == "train" and design is not None and field.shape[-1:] != (design.n_train,):
-            raise RequestError(
-                f'{key!r} is "of": "train" with shape {field.shape}; its last axis must be n_train = {design.n_train}'
-            )
-    if design is None:
-        return
-    if design.n_models != spec.num_models:
-        raise RequestError(f"the spec has {spec.num_models} models and the design {design.n_models}")
-    if masks is not None and masks.shape != (design.n_train,):
-        raise RequestError(
-            f"'masks' has shape {masks.shape} in the schema; the design has {design.n_train} train examples"
-        )
-    if masks is not None and masks.dtype not in ("bool", "uint8"):
-        raise RequestError(f"'masks' has dtype {masks.dtype} in the schema; with a design it must be bool or uint8")
-
-
-def _warn_few_subsets(design: Design | None) -> None:
-    if design is None or design.kind != "grouped":
-        return
-    groups = len(set(design.groups or ()))
-    possible = math.comb(groups, round(float(design.alpha or 0) * groups))
-    if design.n_masks > possible:
-        warnings.warn(
-            f"{groups} groups in or out together, at alpha {design.alpha:g}, make {possible} different subsets, and {design.n_masks} masks "
-            "repeat them: more models tell nothing new. Group by something with more values (20 or more)",
-            FewSubsetsWarning,
-            stacklevel=3,
-        )
-
-
-def _check_ids(ids: Mapping[str, ArrayLike | None] | None, design: Design | None) -> dict[str, NDArray[np.str_]]:
-    given = {of: np.asarray(names) for of, names in (ids or {}).items() if names is not None}
-    for of, names in given.items():
-        if of not in IDS or names.ndim != 1 or names.dtype.kind != "U":
-            raise RequestError(
-                f"ids[{of!r}] is {names.dtype} {names.shape}; give texts, one per example, for {', '.join(IDS)}"
-            )
-        if of == "train" and design is not None and len(names) != design.n_train:
-            raise RequestError(f"ids['train'] has {len(names)} entries; the design has {design.n_train} train examples")
-    return {IDS[of]: names for of, names in given.items()}
-
-
-def _check_labels(labels: ArrayLike, design: Design | None) -> NDArray[np.int64]:
-    codes = np.array(label_codes(labels), dtype=np.int64)
-    if design is not None and len(codes) != design.n_train:
-        raise RequestError(f"labels has {len(codes)} entries; the design has {design.n_train} train examples")
-    return codes

@@ -34,8 +34,9 @@ from datamodels.store.array import (
     sync_folder,
     write_atomically,
 )
-from datamodels.store.base import Store, row_checksum
+from datamodels.store.base import Store
 from datamodels.store.meta import Meta
+from datamodels.store.plan import row_checksum
 from datamodels.store.records import beat_of, campaign_file
 from datamodels.sweep import Sweep
 
@@ -129,6 +130,10 @@ class NpyStore(Store):
                 if (path / _META).is_file()
                 else ""
             )
+            if (path / "zarr.json").is_file():
+                raise StoreError(
+                    f"{str(path)!r} holds a store of object storage: open it as {path.absolute().as_uri()!r}"
+                )
             raise StoreError(
                 f"there is no store at {str(path)!r}{part}; create one with `datamodels init` or Store.create"
             )
@@ -199,7 +204,7 @@ class NpyStore(Store):
         file = self.path / f"{name}.npy"
         return _load(file) if file.exists() else None
 
-    def _as_meta(self) -> Meta:
+    def as_meta(self) -> Meta:
         return self._meta or Meta.new(self.spec, None, None)
 
     def _origin(self) -> str:

@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from datamodels.errors import RequestError, StoreError, WriteError, first_line
+from datamodels.progress import note
 
 _PATIENCE = 120.0  # seconds that one operation is tried again for
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_SILENCE = 5.0  # seconds after which somebody who waits is told
 _LOCK = ".lock"
 _T = TypeVar("_T")
 _memory: dict[str, Any] = {}
@@ -206,22 +208,28 @@ class Objects:
         StoreError
             when the service still fails after two minutes, or refuses; a WriteError when it was no reading.
         """
-        started, pause = time.monotonic(), _FIRST_PAUSE
+        started, pause, told = time.monotonic(), _FIRST_PAUSE, False
         while True:
             try:
                 return once()
             except (Changed, StoreError):
                 raise
             except Exception as error:
-                refused = type(error).__name__ in _FINAL or isinstance(error, PermissionError)
-                if refused or time.monotonic() - started + pause > _PATIENCE:
-                    kind = StoreError if what in ("read", "list") else WriteError
-                    raise kind(
-                        f"cannot {what} {name!r} at {self.address!r}: {_said(error)}"
-                        + ("" if refused else f"; tried for {time.monotonic() - started:.0f} seconds")
-                    ) from None
-                time.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                waited = time.monotonic() - started
+                hint = _hint(error)
+                if hint or type(error).__name__ in _FINAL or isinstance(error, PermissionError):
+                    tried = ""
+                elif waited + pause > _PATIENCE:
+                    tried = f"; tried for {waited:.0f} seconds"
+                else:
+                    if waited > _SILENCE and not told:
+                        note(f"{self.address} does not answer ({_said(error)}); trying for {_PATIENCE:.0f} seconds")
+                        told = True
+                    time.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    continue
+                kind = StoreError if what in ("read", "list") else WriteError
+                raise kind(f"cannot {what} {name!r} at {self.address!r}: {hint or _said(error)}{tried}") from None
 
 
 _FINAL = (
@@ -231,6 +239,15 @@ _FINAL = (
     "NotSupportedError",
     "UnknownConfigurationKeyError",
 )
+
+
+def _hint(error: Exception) -> str:
+    """What to do about an error that trying again cannot mend; empty for others."""
+    if isinstance(error, FileNotFoundError):  # an object that is not there is no error where this is asked
+        return "there is no such bucket, or it is in another region: look at its name, and at AWS_REGION"
+    if "169.254.169.254" in str(error):  # where machines of the cloud ask who they are
+        return "no credentials were found: give them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    return ""
 
 
 def _said(error: Exception) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from datamodels.errors import RequestError
 
@@ -117,5 +120,14 @@ class Merged:
     bad_in_source: list[int]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
-        return asdict(self)
+        """How many rows were copied and already there, and which are conflicting or bad, JSON-ready."""
+        return {**asdict(self), "copied": len(self.copied), "already_there": len(self.already_there)}
+
+
+def as_ranges(rows: Sequence[int], most: int = 10) -> str:
+    """Ascending rows in words: ``3, 10:20`` is row 3 and rows 10 to 19. After `most` parts, how many more rows there are."""
+    index = np.asarray(rows, dtype=np.int64)
+    parts = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1) if len(index) else []
+    words = [str(part[0]) if len(part) == 1 else f"{part[0]}:{part[-1] + 1}" for part in parts[:most]]
+    more = sum(map(len, parts[most:]))
+    return ", ".join(words) + (f" and {more} more" if more else "")

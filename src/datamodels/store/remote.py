@@ -15,13 +15,25 @@ from datamodels.design import Design
 from datamodels.errors import CorruptStoreError, RequestError, StoreError, first_line
 from datamodels.spec import DESIGN_MASKS, MASKS, KeySpec
 from datamodels.store.array import npy_bytes
-from datamodels.store.base import Store, row_checksum
+from datamodels.store.base import Store
 from datamodels.store.lazy import LazyRows
 from datamodels.store.meta import Meta
 from datamodels.store.objects import Changed, Objects
+from datamodels.store.plan import row_checksum
 from datamodels.store.records import beat_of, campaign_file
 from datamodels.store.remote_rows import COMPLETE, LOW, SHIFT, Part, RowStates
-from datamodels.store.zarr_format import ATTRIBUTE, REMEDY, ROOT, arrays, block_rows, drawn, root
+from datamodels.store.zarr_format import (
+    ATTRIBUTE,
+    REMEDY,
+    ROOT,
+    arrays,
+    block_rows,
+    drawing,
+    drawn,
+    extended,
+    neutral,
+    root,
+)
 
 
 class RemoteStore(Store):
@@ -53,11 +65,12 @@ class RemoteStore(Store):
         objects = Objects(address, make=True)
         if objects.read(ROOT) is not None:
             raise StoreError(f"a store exists at {address!r}: open it, or choose another address; nothing was changed")
-        block = block_rows(meta.spec)
-        for name, array in {DESIGN_MASKS: meta.design.packed_masks if meta.design else None, **facts}.items():
-            if array is not None:
-                objects.put(f"{name}.npy", npy_bytes(array))
+        meta = drawing(meta)
+        block = block_rows(meta)
         try:
+            for name, array in {DESIGN_MASKS: meta.design.packed_masks if meta.design else None, **facts}.items():
+                if array is not None:
+                    objects.create(f"{name}.npy", npy_bytes(array))
             for name, document in arrays(meta, block).items():
                 objects.create(f"{name}/{ROOT}", document)
             # Last, since an address without it is no store.
@@ -154,8 +167,8 @@ class RemoteStore(Store):
     def _fact(self, name: str) -> NDArray[Any] | None:
         return _npy(self._objects, name, self.path)
 
-    def _as_meta(self) -> Meta:
-        return self._meta
+    def as_meta(self) -> Meta:
+        return neutral(self._meta)
 
     def _origin(self) -> str:
         return f"store:{self._meta.record['id']}"
@@ -163,7 +176,7 @@ class RemoteStore(Store):
     # -- writing --------------------------------------------------------------------------------------
 
     @property
-    def _stored(self) -> Mapping[str, KeySpec]:
+    def stored(self) -> Mapping[str, KeySpec]:
         return {key: field for key, field in self.spec.fields.items() if key not in drawn(self._meta)}
 
     def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -174,14 +187,13 @@ class RemoteStore(Store):
 
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]:
         written: list[int] = []
-        stored = values
         if (np.diff(rows) < 0).any():
             order = np.argsort(rows)
-            rows, stored = rows[order], {key: value[order] for key, value in values.items()}
+            rows, values = rows[order], {key: value[order] for key, value in values.items()}
         numbers = rows // self._states.rows
         for number in np.unique(numbers).tolist():
             at = slice(*np.searchsorted(numbers, [number, number + 1]).tolist())
-            part = Part(self._states, number, rows[at], {key: value[at] for key, value in stored.items()}, self._sums)
+            part = Part(self._states, number, rows[at], {key: value[at] for key, value in values.items()}, self._sums)
             written += part.write(overwrite)
         return sorted(written)
 
@@ -203,7 +215,7 @@ class RemoteStore(Store):
             found = self._objects.read(ROOT)
             fresh = RemoteStore._open(self.path)  # another process may have extended in the meantime
             assert isinstance(fresh, RemoteStore)
-            meta = fresh._meta.with_models(fresh.n_models + k)
+            meta = extended(fresh._meta, fresh.n_models + k)
             try:
                 for name, document in arrays(meta, fresh.block_rows).items():
                     self._grow(f"{name}/{ROOT}", document)

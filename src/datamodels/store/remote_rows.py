@@ -140,9 +140,11 @@ class RowStates:
         if len(work) < 2 and meanwhile is None:
             return [function(item) for item in work]
         running = [_threads().submit(function, item) for item in work]
-        if meanwhile is not None:
-            meanwhile()
-        wait(running)  # all of them, since nothing may go on behind an error
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            wait(running)  # all of them, since nothing may go on behind an error
         return [one.result() for one in running]
 
 
@@ -151,7 +153,7 @@ class _Late(Exception):
 
 
 class Part:
-    """Rows of one chunk of ``_rows`` that are to be written, ascending, with their values, and what computes checksums of rows."""
+    """Rows of one chunk of ``_rows`` that are to be written, ascending, with their values, and what computes checksums."""
 
     def __init__(
         self,
@@ -246,6 +248,7 @@ class Part:
 
     def _under_claim(self, taken: NDArray[np.int64], state: NDArray[np.uint64], tag: Any) -> NDArray[np.int64]:
         """Claim rows whose state was just read, write them, mark them. Returns those that were marked."""
+        complete = self.complete  # before there is a claim that an error would leave behind
         token = (CLAIMED << SHIFT) | np.uint64(random.SystemRandom().randrange(1, 1 << 32))
         claimed = state.copy()
         claimed[self.at[taken]] = token
@@ -265,11 +268,11 @@ class Part:
             state, tag = self.states.known(self.number)
             held = taken[state[self.at[taken]] == token]
             marked = state.copy()
-            marked[self.at[held]] = self.complete[held]
+            marked[self.at[held]] = complete[held]
             if not len(held) or self.states.swap(self.number, marked, tag):
                 return held
             state, _ = self.states.read(self.number)
-            if (state[self.at[held]] == self.complete[held]).all():  # an answer was lost
+            if (state[self.at[held]] == complete[held]).all():  # an answer was lost
                 return held
 
     def _leave(self, taken: NDArray[np.int64], token: np.uint64) -> None:

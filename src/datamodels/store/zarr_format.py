@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodels.errors import CorruptStoreError, RequestError, first_line
-from datamodels.spec import MASKS, Spec
+from datamodels.spec import MASKS
 from datamodels.store.meta import Meta
 
 ROWS = "_rows"
@@ -19,6 +21,7 @@ ROOT = "zarr.json"
 ATTRIBUTE = "datamodels"
 BLOCKS_PER_STATE = 16
 REMEDY = "`datamodels verify --forget` has its rows trained again"
+_DRAWN, _BLOCK, _EXTENDED = "drawn", "block_rows", "extension"  # of the record
 _BLOCK_BYTES = 8 << 20
 _TAKEN = (ROWS, ROOT, "campaigns", "failures")  # names that keys cannot have
 _LARGEST_BLOCK = 100  # rows
@@ -47,14 +50,34 @@ def _zstd() -> Any:
     return Zstd(level=_ZSTD_LEVEL)
 
 
-def block_rows(spec: Spec) -> int:
-    largest = max((field.numpy_dtype.itemsize * math.prod(field.shape) for field in spec.fields.values()), default=1)
+def block_rows(meta: Meta) -> int:
+    stored = [field for key, field in meta.spec.fields.items() if key not in drawn(meta)]
+    largest = max((field.numpy_dtype.itemsize * math.prod(field.shape) for field in stored), default=1)
     return max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // max(1, largest)))
+
+
+def drawing(meta: Meta) -> Meta:
+    """The same, for a store that is being made: its record says which keys are not stored, since the design draws them again."""
+    keys = [key for key in (MASKS,) if meta.design is not None and key in meta.spec.fields]
+    return replace(meta, record={**meta.record, _DRAWN: keys})
 
 
 def drawn(meta: Meta) -> set[str]:
     """Keys that are not stored, since the design draws them again."""
-    return {MASKS} & set(meta.spec.fields) if meta.design is not None else set()
+    return set(meta.record.get(_DRAWN, ()))
+
+
+def neutral(meta: Meta) -> Meta:
+    """What a copy of another kind says of itself: nothing of how a remote store lies."""
+    return replace(
+        meta, record={key: value for key, value in meta.record.items() if key not in (_DRAWN, _BLOCK, _EXTENDED)}
+    )
+
+
+def extended(meta: Meta, rows: int) -> Meta:
+    """The same with more models, and unlike what anybody else writes who extends at this moment."""
+    more = meta.with_models(rows)
+    return replace(more, record={**more.record, _EXTENDED: uuid.uuid4().hex})
 
 
 def arrays(meta: Meta, block: int) -> dict[str, bytes]:
@@ -93,7 +116,7 @@ def _array(dtype: np.dtype[Any], shape: Sequence[int], rows: int) -> bytes:
 
 
 def root(meta: Meta, block: int) -> bytes:
-    record = {**meta.to_dict(), "block_rows": block}
+    record = {**meta.to_dict(), _BLOCK: block}
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: record}}, indent=1).encode()
 
 

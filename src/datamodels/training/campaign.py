@@ -35,6 +35,7 @@ _HEARTBEAT = 1.0
 _BEAT_SHARE = 20  # a heartbeat may take so small a part of the time: stores far away answer slowly
 _BEAT_IS_OLD = 10.0
 _TICK = 0.25
+_LOOKED_AT, _LOOKED_AT_ONCE = 100_000_000, 5_000_000  # entries of masks
 _HOPELESS = 20  # a campaign whose first rows all fail is stopped after so many
 
 
@@ -197,20 +198,22 @@ class _Campaign:
                 stacklevel=3,
             )
         self._warn_of_another_task()
-        interrupted = False
         if self.ready:
             try:
                 with self.bar, self.executor:
                     self._beat(running=True)
                     self._keep_apart()
                     self._loop()
-            except KeyboardInterrupt:
-                interrupted = True
-                raise
-            finally:
+            except BaseException as error:
+                interrupted = isinstance(error, KeyboardInterrupt)
                 summary = self._summary(interrupted, lacking)
                 self._beat(running=False)
-                self._report(summary)
+                if interrupted or self.done:
+                    self._report(summary)
+                raise
+            summary = self._summary(False, lacking)
+            self._beat(running=False)
+            self._report(summary)
         else:
             summary = self._summary(False, lacking)
         return summary
@@ -248,7 +251,8 @@ class _Campaign:
             self._beat(running=True)
 
     def _warn_of_another_task(self) -> None:
-        others = [beat for beat in self.store.campaigns() if beat.get("task", self.task) != self.task]
+        beats = (beat for beat in self.store.campaigns() if beat.get("done", 1))  # who wrote nothing left no rows
+        others = [beat for beat in beats if beat.get("task", self.task) != self.task]
         if others and self.known_done.any():
             warnings.warn(
                 f"this store has rows of another task ({others[-1]['task'].split('#')[0]}, or another version of it); "
@@ -327,7 +331,13 @@ class _Campaign:
         self.stopped = self.store.asked_to_stop(self.name)
         self.next_beat = now + max(_HEARTBEAT, _BEAT_SHARE * (time.monotonic() - now))
         rate = self.bar.rate or 0.0
-        beat = {"name": self.name, "updated": time.time(), "rows_per_second": rate, "running": running}
+        beat = {
+            "name": self.name,
+            "updated": time.time(),
+            "rows_per_second": rate,
+            "running": running,
+            "done": self.done,
+        }
         try:
             self.store.heartbeat(self.name, {**beat, "task": self.task})
         except StoreError as error:  # rows have their room; what a full disk has no room for is not worth ending for
@@ -336,15 +346,17 @@ class _Campaign:
             self.unseen = True
 
     def _subsets_without_class(self) -> list[int]:
-        """Rows whose subset has no example of some class, when the store knows the labels."""
+        """Those of the first rows that are to be trained whose subset has no example of some class, when the store knows the
+        labels. As many rows as a moment allows, since masks are drawn for it."""
         labels = self.store.labels()
-        if labels is None or (self.store.design is None and MASKS not in self.store.keys):
+        design = self.store.design
+        if labels is None or (design is None and MASKS not in self.store.keys):
             return []
+        rows = np.flatnonzero(self.wanted & ~self.known_done)[: max(1, _LOOKED_AT // len(labels))]
         found: list[int] = []
-        for start in range(0, self.store.n_models, 4096):
-            stop = min(start + 4096, self.store.n_models)
-            masks = self.store.design.masks(start, stop) if self.store.design else self.store.masks(start, stop)
-            found += (subsets_without_class(masks, labels) + start).tolist()
+        for part in np.array_split(rows, max(1, len(rows) * len(labels) // _LOOKED_AT_ONCE)):
+            masks = np.asarray(self.store.array(MASKS)[part]) if design is None else design.masks_of(part)
+            found += part[subsets_without_class(masks, labels)].tolist()
         return found
 
     def _summary(self, interrupted: bool, lacking: list[int]) -> Summary:

@@ -109,7 +109,8 @@ def train_models(
 
         trained = CompiledModels.train(recipe, Chain.of(recipe, x.shape[1:], n_classes), inputs, y, rows, stop)
     else:
-        from datamodels.training.batched import BatchedModels, stack_of
+        from datamodels.training.batched import BatchedModels
+        from datamodels.training.stacks import stack_of
 
         made = stack_of(recipe, x.shape[1:], n_classes)
         trained = BatchedModels.train(

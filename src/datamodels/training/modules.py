@@ -53,7 +53,7 @@ class FlipAveraged(nn.Module):
 
 
 class Resnet9(nn.Module):
-    """The architecture ``resnet9``, see `datamodels.training.batched.Resnet9Stack`."""
+    """The architecture ``resnet9``, see `datamodels.training.stacks.Resnet9Stack`."""
 
     def __init__(self, channels: int, widths: Sequence[int], n_classes: int) -> None:
         super().__init__()
@@ -89,6 +89,8 @@ def module_of(recipe: Recipe, shape: tuple[int, ...], n_classes: int) -> nn.Modu
         How models are trained. ``standardise`` and ``flip_average`` are part of the module.
     shape
         Of an input, without the axis of examples.
+    n_classes
+        Width of the logits.
 
     Returns
     -------

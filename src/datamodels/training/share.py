@@ -16,7 +16,8 @@ from datamodels.training.task import BlockTask, load_task
 def train_share(
     store: Store | str | Path, task: str | Callable[..., dict[str, Any]], index: int, count: int, **options: Any
 ) -> Summary:
-    """Run every `count`-th row from row `index` on, or of a block task every `count`-th block.
+    """Run every `count`-th row from row `index` on, or every `count`-th block of a block task or of a store that is written in
+    blocks.
 
     Shares do not depend on what is complete, so those of one task never overlap, whenever they run; rows that are
     complete are not run again.
@@ -33,6 +34,6 @@ def train_share(
     if not isinstance(store, Store):
         store = Store.open(store)
     function = load_task(task)
-    size = function.block_size if isinstance(function, BlockTask) else 1
+    size = function.block_size if isinstance(function, BlockTask) else store.block_rows or 1
     rows = np.arange(store.n_models)
     return train(store, task, rows=rows[rows // size % count == index], **options)

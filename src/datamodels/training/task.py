@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamodels.errors import RequestError, RowError, first_line
-from datamodels.executors.base import RowOutcome, trace_of
+from datamodels.executors.base import RowOutcome, standard_output_to_error, trace_of
 from datamodels.store import Store
 
 Function = Callable[..., dict[str, Any]]
@@ -87,7 +87,8 @@ def load_task(task: str | Function) -> Function:
     if not colon or not module_name or not name:
         raise RequestError(f"task {task!r} must be PKG.MODULE:FUNCTION")
     try:
-        module = importlib.import_module(module_name)
+        with standard_output_to_error():  # what a module prints is no result
+            module = importlib.import_module(module_name)
     except Exception as error:
         raise RequestError(f"cannot import {module_name!r} for the task {task!r}: {first_line(error)}") from error
     found = getattr(module, name, None)

@@ -255,7 +255,7 @@ class Contrastive:
     The output of a pair is the sum of its two log-odds margins, image against other texts and text against other images,
     at the similarities ``scale * <image, text>``; Q is one minus the mean of the two probabilities. The others are the
     first ``negatives`` train pairs, embedded once per checkpoint and held fixed; a train pair among them is one of its
-    own negatives, as in the simulated batches of section 5.1 of the paper.
+    own negatives, as in the simulated batches of section 5.1 of Park et al. 2023 (arXiv:2303.14186).
 
     Parameters
     ----------

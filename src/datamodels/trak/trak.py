@@ -65,7 +65,7 @@ _KEPT_KERNELS = 1 << 30  # bytes
 
 
 class TRAK:
-    """Scores of train examples by projected gradients.
+    """Scores of train examples by projected gradients (Park et al. 2023, arXiv:2303.14186).
 
     With Φ_c (n, dim) the projected gradients of the model output at the train examples under checkpoint c, φ_c those of a
     target, and Q_c = 1 - p (for classification; -dℓ/df in general),

@@ -55,6 +55,7 @@ class Confounder(NamedTuple):
 
     @property
     def measure(self) -> str:
+        """What the effect is measured by."""
         return "Cramér's V" if self.kind == "categories" else "η²"
 
     @property
@@ -67,6 +68,7 @@ class Confounder(NamedTuple):
         return self.q <= level and self.size in _WORDS[2:]
 
     def words(self) -> str:
+        """The association in a sentence."""
         taken = (
             "" if self.tests == 1 else f", the numbers taken for {'codes' if self.kind == 'categories' else 'amounts'}"
         )
@@ -75,12 +77,18 @@ class Confounder(NamedTuple):
 
 @dataclass(frozen=True)
 class Confounders:
-    """One `Confounder` per column, largest effect first within each kind."""
+    """How clusters go with known columns.
+
+    Attributes
+    ----------
+    columns
+        One `Confounder` per column, largest effect first within each kind.
+    """
 
     columns: tuple[Confounder, ...]
 
     def named(self, level: float = _LEVEL) -> list[Confounder]:
-        """Those that confound."""
+        """Those that confound at a `level` of q."""
         return [one for one in self.columns if one.confounds(level)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Markers:
         (k, features) two-sided rank-sum test (Mann-Whitney), normal with corrections for ties and continuity.
     q
         (k, features) p after Benjamini and Hochberg, over the features of a cluster.
+    names
+        (features,).
     """
 
     clusters: NDArray[np.int64]
@@ -39,7 +41,13 @@ class Markers:
     names: NDArray[Any] = field(repr=False)
 
     def of(self, cluster: int, k: int = 20, fdr: float = 0.05) -> list[dict[str, Any]]:
-        """The k features of a cluster that are farthest from AUC .5, of those with q at most `fdr`."""
+        """The k features of a cluster that are farthest from AUC .5, of those with q at most `fdr`.
+
+        Raises
+        ------
+        RequestError
+            when there is no such cluster.
+        """
         if cluster not in self.clusters:
             raise RequestError(f"there is no cluster {cluster}; legal: {self.clusters.tolist()}")
         row = int(np.flatnonzero(self.clusters == cluster)[0])
@@ -56,11 +64,11 @@ class Markers:
         ]
 
     def counts(self, fdr: float = 0.05) -> NDArray[np.int64]:
-        """Features with q at most `fdr`, per cluster."""
+        """Features with q at most `fdr`, (k,) numbers, one per cluster."""
         return (self.q <= fdr).sum(axis=1)
 
     def to_dict(self, k: int = 20) -> dict[str, Any]:
-        """JSON-ready: the strongest features of each cluster."""
+        """JSON-ready: the `k` strongest features of each cluster."""
         counts = self.counts()
         return {
             "clusters": [

@@ -22,7 +22,8 @@ from datamodels.executors.base import usable_cpus
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem
-from datamodels.regression.problem import Problem, Source
+from datamodels.regression.problem import Problem
+from datamodels.regression.source import Source
 from datamodels.spec import Spec
 from datamodels.store import Store
 from datamodels.training.campaign import train
@@ -116,6 +117,11 @@ class PermutationNull:
         equal `shared_with` may use the same null.
     exchanged
         Between what labels were shuffled.
+
+    Raises
+    ------
+    RequestError
+        when a statistic is NaN or infinite.
     """
 
     observed: float
@@ -139,7 +145,7 @@ class PermutationNull:
         return float((1 + (self.null >= self.observed).sum()) / (1 + len(self.null)))
 
     def words(self, level: float = 0.05) -> str:
-        """What the result means, and what it does not."""
+        """What the result means at a `level` of p, and what it does not."""
         facts = f"p = {self.p:.3g} from {len(self.null)} shuffles over {self.exchanged}, of {self.models} models each"
         if self.p <= level:
             return (
@@ -217,6 +223,12 @@ def permutation_null(
         A result for another labelling of the same features with equally many labels of each class (among groups, where these are
         shuffled), same task and design: its null is used, and no shuffle is trained. Draws of one null serve all labellings, since
         all of them are shuffles of each other.
+    seed
+        Of shuffles, subsets and training.
+    jobs, executor
+        Where models are trained, as in `datamodels.train`.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------

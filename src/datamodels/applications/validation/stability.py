@@ -12,13 +12,21 @@ from datamodels.applications.clustering import cluster
 from datamodels.applications.refits import Source, agreement, as_problem, gaussian_like, half_pairs
 from datamodels.applications.subgroups import Subgroups
 from datamodels.errors import RequestError
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 
 STABLE, DOUBTFUL = 0.75, 0.6  # Hennig 2007: above a stable cluster, between a pattern, below nothing to trust
 
 
 class Spread(NamedTuple):
-    """A mean over refits, and the quantiles of the refits around it."""
+    """A mean over refits.
+
+    Attributes
+    ----------
+    value
+        The mean.
+    low, high
+        Quantiles of the refits around it.
+    """
 
     value: float
     low: float
@@ -26,6 +34,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: NDArray[np.float64], confidence: float) -> Spread:
+        """That of `values`, (r,), with the quantiles that hold the share `confidence` of them."""
         tail = (1 - confidence) / 2
         low, high = np.quantile(values, [tail, 1 - tail])
         return cls(float(values.mean()), float(low), float(high))
@@ -105,6 +114,10 @@ class ClusterStability:
         One `OneCluster` per cluster of the given clustering.
     separation
         Whether there are clusters at all: stable cuts through one cloud are none.
+    n_refits, confidence
+        Pairs of halves, and that of the intervals.
+    runs
+        (n_refits,) adjusted Rand index of each pair.
     """
 
     ari: Spread
@@ -134,7 +147,8 @@ def cluster_stability(
     seed: int = 0,
     progress: bool = True,
 ) -> ClusterStability:
-    """Refit on disjoint halves of the models, embed and cluster as `groups` were, and compare.
+    """Refit on disjoint halves of the models, embed and cluster as `groups` were, and compare: all clusters by the adjusted Rand index
+    (Hubert & Arabie 1985), each one by its largest Jaccard index (Hennig 2007).
 
     Parameters
     ----------
@@ -144,9 +158,15 @@ def cluster_stability(
         The clustering to judge. Refits use its method, its number of clusters or resolution, and its number of components.
     n_refits
         Pairs of halves.
+    estimator
+        Of the refits, by default `Ridge`.
     confidence
         Of the intervals: quantiles over refits. Refits share models and targets are taken as they are, so these say how much a
         refit scatters, not how much another experiment would.
+    seed
+        Draws the halves.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------

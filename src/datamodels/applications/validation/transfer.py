@@ -53,10 +53,16 @@ class OnePair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """One `OnePair` per class and ordered pair of its subgroups.
+    """What models lose from one subgroup of a class to another.
 
     Attributes
     ----------
+    pairs
+        One `OnePair` per class and ordered pair of its subgroups.
+    replicates
+        Draws of each.
+    class_names
+        Name of each class code.
     confidence
         Of all intervals together (Bonferroni over pairs).
     lone
@@ -137,6 +143,12 @@ def transfer(
         of the one before.
     confidence
         Of all intervals together: each is at ``1 - (1 - confidence) / pairs``.
+    seed
+        Of draws and of training.
+    jobs, executor
+        Where models are trained, as in `datamodels.train`.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------
@@ -316,7 +328,15 @@ def drop_of(
 
 
 def has_pairs(clusters: NDArray[np.int64], y: NDArray[np.int64]) -> bool:
-    """Whether some class has two subgroups that are large enough."""
+    """Whether some class has two subgroups that are large enough for `transfer`.
+
+    Parameters
+    ----------
+    clusters
+        (n_train,) cluster of each training example; -1 is none.
+    y
+        (n_train,) class codes.
+    """
     return bool(_found(clusters, y))
 
 

@@ -22,7 +22,7 @@ from datamodels.applications.validation.stability import ClusterStability, clust
 from datamodels.applications.validation.transfer import Transfer, UntestableTransferError, has_pairs, transfer
 from datamodels.design import Design
 from datamodels.errors import RequestError
-from datamodels.regression.estimators import Estimator
+from datamodels.regression.estimator import Estimator
 from datamodels.regression.problem import Problem
 from datamodels.training.ensemble import TrainRecipe
 
@@ -33,7 +33,17 @@ _REPEATS = 0.9  # Cramér's V from which clusters are the classes
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question: ``holds`` is None where it was not tested."""
+    """The answer to one question.
+
+    Attributes
+    ----------
+    question
+        What is asked.
+    holds
+        None where it was not tested.
+    words
+        The answer with its numbers.
+    """
 
     question: str
     holds: bool | None
@@ -41,15 +51,28 @@ class Verdict:
 
     @property
     def word(self) -> str:
+        """``holds``, ``does not hold`` or ``not tested``."""
         return "not tested" if self.holds is None else "holds" if self.holds else "does not hold"
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What was checked of a clustering. A part that is None was not tested; `no_null` and `no_transfer` say why where it was tried.
+    """What was checked of a clustering. A part that is None was not tested.
 
-    ``donors_seen`` is how many targets are judged by models that saw other examples of the target's donor (group); None where donors
-    are not known.
+    Attributes
+    ----------
+    groups
+        The clustering.
+    stability, null, confounders, transfer, markers
+        What `cluster_stability`, `permutation_null`, `confounding`, `transfer` and `markers` returned.
+    labels
+        (n_targets,) class of each target.
+    level
+        Of tests: p and q at or below it count.
+    no_null, no_transfer
+        Why they are None, where they were tried.
+    donors_seen
+        How many targets are judged by models that saw other examples of the target's donor (group); None where donors are not known.
     """
 
     groups: Subgroups
@@ -241,14 +264,22 @@ def validate(
         The recipe, and a folder for stores, for `permutation_null` and, where targets are training examples, `transfer`.
     n_refits, estimator
         Of `cluster_stability`.
-    shuffles, null_models, design, within, within_test
+    shuffles, null_models, design
         Of `permutation_null`; subsets are by default drawn as those of the models were.
+    within, within_test
+        (n_train,) and (n_test,) strata, as in `permutation_null`.
     donors, donors_test
-        The `groups` of `permutation_null` and `transfer`: by default those of the dataset.
+        (n_train,) and (n_test,), the `groups` of `permutation_null` and `transfer`: by default those of the dataset.
     replicates
         Of `transfer`.
     level
         Of tests: p and q at or below it count.
+    seed
+        Of all that is drawn.
+    jobs, executor
+        Where models are trained, as in `datamodels.train`.
+    progress
+        Whether to show progress on standard error.
 
     Raises
     ------
