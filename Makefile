@@ -57,20 +57,20 @@ tutorials: $(VENV)/notebooks.stamp  ## Execute the tutorials at full size and ke
 
 docs: $(VENV)/notebooks.stamp  ## Build the documentation into site/
 	$(PIP) -e '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 faults: $(VENV)/test.stamp  ## 1,000 random kills over a local store, 100 over S3, Ray and SLURM each (needs what test-scale does)
 	$(BIN)/python -m tests.fault_campaign
 
 lint: $(VENV)/dev.stamp  ## ruff, mypy, import layers
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp  ## Format the code
-	$(BIN)/ruff check --fix src tests benchmarks examples
-	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples docs
+	$(BIN)/ruff format src tests benchmarks examples docs
 
 bench: install  ## Measure speed; see benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/spine.py

@@ -78,11 +78,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 40.0) -> None:
 class Driver:
     """``datamodels train`` with SLURM, in a process of its own."""
 
-    def __init__(self, store: Store, *options: str, row_seconds: float) -> None:
+    def __init__(self, store: Store, *options: str, row_seconds: float, rows: str = ":") -> None:
         self.log = store.path.parent / f"driver-{time.monotonic_ns()}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "datamodels", "train", str(store.path), "--task", "noted:main", "--executor", "slurm",
+                [sys.executable, "-m", "datamodels", "train", str(store.path), "--task", "noted:main", "--executor", "slurm", "--rows", rows,
                  *(word for option in options for word in ("--executor-option", option))],
                 env={**os.environ, "ROW_SECONDS": str(row_seconds)}, stderr=log, stdout=log, start_new_session=True,
             )  # fmt: skip
@@ -236,6 +236,17 @@ class TestCampaigns:
         second = Driver(store, "rows_per_job=10", row_seconds=0.4)
         first.ends(0)
         assert "of an earlier run is still there" in second.ends(0)
+        check(store)
+        assert set(times_run(folder).values()) == {1}
+
+    def test_a_driver_that_ends_leaves_the_jobs_of_others(self, new_store: NewStore, folder: Path) -> None:
+        store = new_store(40)
+        first = Driver(store, "rows_per_job=10", row_seconds=0.4)
+        wait_for(lambda: store.completed().any())
+        done = int(np.flatnonzero(store.completed())[0])
+        second = Driver(store, "rows_per_job=10", row_seconds=0.4, rows=f"{done}:{done + 2}")
+        assert "cancelled" not in second.ends(0)
+        first.ends(0)
         check(store)
         assert set(times_run(folder).values()) == {1}
 

@@ -238,6 +238,67 @@ def test_creation_at_the_same_time_makes_one_store(address: str) -> None:
     assert Store.open(address)._origin() in made
 
 
+def test_extensions_of_one_moment_all_count(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = large(address), Store.open(address)
+    real, between = Objects.replace, []
+
+    def late(self: Objects, name: str, *rest: Any) -> Any:
+        if name == "zarr.json" and not between:
+            between.append(quick)
+            quick.extend(40)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(Objects, "replace", late)
+    slow.extend(40)
+    assert [store.n_models for store in (slow, quick, Store.open(address))] == [330, 290, 330]
+
+
+def test_a_store_of_before_goes_on_storing_its_masks(tmp_path: Path) -> None:
+    """Whose record does not say that they are drawn."""
+    import zarr
+
+    from datamodels.store.meta import Meta
+    from datamodels.store.zarr_format import ATTRIBUTE, arrays
+
+    place = tmp_path / "old"
+    large(place.as_uri())
+    root = json.loads((place / "zarr.json").read_text())
+    assert root["attributes"][ATTRIBUTE].pop("drawn") == ["masks"]
+    (place / "zarr.json").write_text(json.dumps(root))
+    meta = Meta.of(root["attributes"][ATTRIBUTE], "here", "it", lambda: None)
+    (place / "masks").mkdir()
+    (place / "masks" / "zarr.json").write_bytes(arrays(meta, 100)["masks"])
+    store = Store.open(place.as_uri())
+    store.write_rows(range(120), table(range(120)))
+    np.testing.assert_array_equal(zarr.open_group(place, mode="r")["masks"][:120], LARGE.masks(0, 120))
+    np.testing.assert_array_equal(store.masks(100, 120), LARGE.masks(100, 120))
+    assert store.verify().ok
+
+
+@pytest.mark.parametrize("missing", ["bucket", "credentials"])
+def test_what_trying_again_cannot_mend_ends_at_once(s3: S3, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    if missing == "credentials":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+    address = "s3://no-such-bucket/a" if missing == "bucket" else s3.bucket()
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="no such bucket" if missing == "bucket" else "no credentials were found"):
+        large(address)
+    assert time.monotonic() - started < 60
+
+
+def test_a_copy_of_a_remote_store_is_the_same_store(address: str, tmp_path: Path) -> None:
+    store = large(address)
+    store.write_rows(range(30), table(range(30)))
+    store.copy_to(tmp_path / "copy", progress=False)
+    mine = json.loads((tmp_path / "copy" / "store.json").read_text())
+    theirs = store.as_meta().record
+    assert {key: mine[key] for key in ("id", "created", "versions")} == {
+        key: theirs[key] for key in ("id", "created", "versions")
+    }
+    assert not {"drawn", "block_rows", "extension"} & mine.keys()
+
+
 # -- damage -------------------------------------------------------------------------------------------
 
 

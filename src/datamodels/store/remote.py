@@ -180,10 +180,11 @@ class RemoteStore(Store):
         return {key: field for key, field in self.spec.fields.items() if key not in drawn(self._meta)}
 
     def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
-        if MASKS not in drawn(self._meta) or not isinstance(values, Mapping):
+        if MASKS not in drawn(self._meta):
+            return super()._with_masks(rows, values)
+        if not isinstance(values, Mapping) or MASKS not in values:
             return values
-        seen = super()._with_masks(rows, values) if MASKS in values else values
-        return {key: value for key, value in seen.items() if key != MASKS}
+        return {key: value for key, value in super()._with_masks(rows, values).items() if key != MASKS}
 
     def _write_rows(self, rows: NDArray[np.int64], values: dict[str, NDArray[Any]], overwrite: bool) -> list[int]:
         written: list[int] = []
