@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from datamodels.cli import main as cli_main
 from datamodels.design import Design
 from datamodels.errors import CampaignError, RequestError
-from datamodels.evaluation.pilot import Pilot, Setting, pilot, recommend, save_plot, variances
+from datamodels.evaluation.pilot import pilot
+from datamodels.evaluation.settings import Pilot, Setting, recommend, save_plot, variances
 from datamodels.store import Store
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe

@@ -38,7 +38,7 @@ def pilot(
     Example: datamodels pilot --recipe mlp.yaml --recipe cnn.yaml --masks 24 --plot pilot.png
     """
     from datamodels.evaluation.pilot import pilot as run
-    from datamodels.evaluation.pilot import save_plot
+    from datamodels.evaluation.settings import save_plot
 
     try:
         shares = [float(alpha) for alpha in alphas.split(",")]

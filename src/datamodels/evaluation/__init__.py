@@ -12,9 +12,10 @@ from datamodels.evaluation.mislabels import (
     out_of_mask_margins,
     plant_label_noise,
 )
-from datamodels.evaluation.pilot import Pilot, Setting, pilot
+from datamodels.evaluation.pilot import pilot
 from datamodels.evaluation.removal import CurvePoint, RemovalCurve, removal_curve
 from datamodels.evaluation.retraining import RANDOM, Estimate
+from datamodels.evaluation.settings import Pilot, Setting
 from datamodels.evaluation.watch import Look, Watched, watch
 
 __all__ = [
