@@ -39,7 +39,7 @@ _log = logging.getLogger("mkdocs.hooks.datamodels")  # its warnings count where 
 def beside() -> dict[str, str]:
     """Files outside of docs/ that become pages: path in the project -> path of the page."""
     found = {path.name: f"project/{path.stem.lower()}.md" for path in sorted(ROOT.glob("*.md"))}
-    found |= {"LICENSE": "project/licence.md"}
+    found |= {"LICENSE": "project/licence.md", "CITATION.cff": "project/citation.md"}
     found |= {"examples/README.md": "examples/index.md", "benchmarks/RESULTS.md": "benchmarks/RESULTS.md"}
     scripts = [
         path.relative_to(ROOT) for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))
