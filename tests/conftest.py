@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,22 @@ if (
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Quick sizes have so few models that some training examples are in none of their subsets.
 few = pytest.mark.filterwarnings("ignore::datamodels.errors.ConstantColumnWarning")
+
+
+_SLOWEST = 12  # files that are listed
+_seconds: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid.partition("::")[0]] += report.duration  # type: ignore[assignment]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which files take the time: a file is run by one worker, so the longest is the least that all of them can take."""
+    if sum(_seconds.values()) > 60:
+        terminalreporter.section("seconds by file")
+        for name, seconds in _seconds.most_common(_SLOWEST):
+            terminalreporter.write_line(f"{seconds:6.0f}  {name}")
 
 
 class Planted(NamedTuple):
