@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from datamodels.regression.estimator import Estimator
 from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem, resolve
 from datamodels.regression.problem import Problem
+from datamodels.regression.source import OUTPUTS
 from datamodels.store import Store
 
 Source = Problem | Store | str | Path | Sequence[Store | str | Path]
@@ -33,9 +34,13 @@ class Pair(NamedTuple):
     second: NDArray[np.float64]
 
 
-def as_problem(source: Source) -> Problem:
-    """The rows of a store, a folder or several, or a problem as it is."""
-    return source if isinstance(source, Problem) else Problem.build(source)
+def as_problem(source: Source, of: Mapping[str, Any] | None = None) -> Problem:
+    """The rows of a store, a folder or several, with the outputs that an attribution, of this provenance, is of; or a problem
+    as it is."""
+    if isinstance(source, Problem):
+        return source
+    told: Mapping[str, Any] = next(iter((of or {}).get("sources", ())), {})
+    return Problem.build(source, outputs_key=told.get("outputs_key") or OUTPUTS)
 
 
 def half_pairs(

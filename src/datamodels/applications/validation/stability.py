@@ -173,7 +173,7 @@ def cluster_stability(
     RequestError
         when targets differ in number, or there is only one cluster.
     """
-    problem = as_problem(models)
+    problem = as_problem(models, groups.provenance)
     if problem.n_targets != len(groups.clusters):
         raise RequestError(
             f"the models have {problem.n_targets} targets, the subgroups {len(groups.clusters)}: give the same ones"

@@ -286,7 +286,7 @@ def validate(
     RequestError
         when parts do not go together.
     """
-    problem = as_problem(models)
+    problem = as_problem(models, groups.provenance)
     if (task is None) != (folder is None):
         raise RequestError("task and folder go together: models on shuffled labels are trained into the folder")
     if not 0 < level < 1:
