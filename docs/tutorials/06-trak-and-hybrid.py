@@ -7,8 +7,8 @@
 # We compute it by hand for one network, and with the library for ten; see how good it is, by the only judge that there is, models that were
 # really retrained; put its scores into units; find wrong labels; and combine both worlds in a **hybrid**.
 #
-# You need to know what a gradient is. [The first tutorial](01-from-scratch.ipynb) explains datamodels and the LDS. Full size takes two to three
-# minutes on two cores; nothing is downloaded.
+# You need to know what a gradient is. [The first tutorial](01-from-scratch.ipynb) explains datamodels and the LDS. Full size takes one to two
+# minutes on two quiet cores; nothing is downloaded.
 
 # %%
 import os
