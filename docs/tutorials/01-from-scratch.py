@@ -317,7 +317,7 @@ for k, marker, colour in ((20, "D", GREY), (10, "^", ORANGE), (3, "s", GREEN), (
         predicted, actual, yerr=1.96 * error, fmt=marker, color=colour, markersize=4, linewidth=1, label=f"{k}"
     )
     ratio, both = predicted @ actual / (predicted @ predicted), np.corrcoef(predicted, actual)[0, 1]
-    print(f"{k:2d} helpers swapped: correlation {both:.2f}, actual / predicted {ratio:.2f}")
+    print(f"k = {k:2d}: correlation {both:.2f}, actual / predicted {ratio:.2f}")
     if k == 3:
         assert both > 0.8
         assert 0.7 < ratio < 1.7

@@ -234,7 +234,7 @@ found.table()
 
 # %%
 for reason in found.reasons:
-    print(textwrap.fill(reason, 110), end="\n\n")
+    print(textwrap.fill(reason, 92), end="\n\n")
 
 # %% [markdown]
 # Read the reasons to the end. A linear model is cheap, and its outputs follow its subset closely, so its weights are
