@@ -22,8 +22,7 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 
 import datamodels as dm
-from datamodels.evaluation import curve, pilot
-from datamodels.evaluation.settings import variances
+from datamodels.evaluation import curve, pilot, variances
 from datamodels.training.learners import estimator_task
 from datamodels.training.outputs import margins
 

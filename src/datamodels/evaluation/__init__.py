@@ -15,7 +15,7 @@ from datamodels.evaluation.mislabels import (
 from datamodels.evaluation.pilot import pilot
 from datamodels.evaluation.removal import CurvePoint, RemovalCurve, removal_curve
 from datamodels.evaluation.retraining import RANDOM, Estimate
-from datamodels.evaluation.settings import Pilot, Setting
+from datamodels.evaluation.settings import Pilot, Setting, Variances, variances
 from datamodels.evaluation.watch import Look, Watched, watch
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Pilot",
     "RemovalCurve",
     "Setting",
+    "Variances",
     "Watched",
     "brittleness",
     "compare_lds",
@@ -48,5 +49,6 @@ __all__ = [
     "pilot",
     "plant_label_noise",
     "removal_curve",
+    "variances",
     "watch",
 ]
