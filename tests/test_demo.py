@@ -21,7 +21,7 @@ from datamodels.design import Design
 from datamodels.errors import NewerFormatError, RequestError
 from datamodels.explorer import report_run
 from datamodels.run import Run
-from tests.test_explorer import data_in
+from tests.explorer_runs import data_in
 
 MODELS = 640
 

@@ -20,7 +20,7 @@ from datamodels.regression.estimators import Ridge
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
 from tests.conftest import EXAMPLES, few, script
-from tests.test_explorer import data_in
+from tests.explorer_runs import data_in
 
 # -- the scripts --------------------------------------------------------------------------------------
 

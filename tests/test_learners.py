@@ -1,14 +1,13 @@
-"""Tasks out of other libraries' learners: against fits by hand, and the same row wherever it runs."""
+"""Tasks out of scikit-learn's estimators: against fits by hand, and the same row wherever it runs."""
 
 from __future__ import annotations
 
 import functools
-import inspect
+import runpy
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from datamodels.design import Design
 from datamodels.errors import RequestError, RowError, TaskChangedWarning
 from datamodels.store import Store
 from datamodels.training.campaign import train
-from datamodels.training.learners import LearnerTask, estimator_task, function_task, hf_task
-from datamodels.training.outputs import log_odds_margins, margins, margins_from_proba
+from datamodels.training.learners import estimator_task, function_task
+from datamodels.training.outputs import margins_from_proba
+from tests.learner_data import DESIGN, X_TEST, Y_TEST, K, N, X, Y, nearest_mean, row
 
-N, K = 120, 40
-DESIGN = Design(n_train=N, alpha=0.5, n_models=6, seed=5)
-
-
-def cancer() -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    x, y = load_breast_cancer(return_X_y=True)
-    x = StandardScaler().fit_transform(x)
-    return x[:N], y[:N], x[N : N + K], y[N : N + K]
-
-
-X, Y, X_TEST, Y_TEST = cancer()
+# -- estimators ---------------------------------------------------------------------------------------
 
 
 def logistic() -> LogisticRegression:
@@ -59,16 +47,9 @@ def pairs() -> SVC:
     return SVC(decision_function_shape="ovo")
 
 
-def row(task: LearnerTask, index: int, design: Design = DESIGN) -> dict[str, NDArray[Any]]:
-    return task(mask=design.mask(index), rng=design.rng(index))
-
-
 def drawn(index: int, design: Design = DESIGN) -> int:
     """The first seed that a row draws."""
     return int(design.rng(index).integers(2**31))
-
-
-# -- estimators ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [logistic, forest])
@@ -289,7 +270,7 @@ def test_a_fingerprint_changes_with_whatever_changes_the_rows() -> None:
     assert len({function_task(nearest_mean, t, [0, 1, 1], t, [0, 1, 1]).fingerprint for t in (table, table * 2)}) == 2
 
 
-def test_a_fingerprint_is_the_same_in_every_process(tmp_path: Path) -> None:
+def test_a_fingerprint_is_the_same_in_every_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
@@ -303,9 +284,10 @@ def test_a_fingerprint_is_the_same_in_every_process(tmp_path: Path) -> None:
         print(estimator_task(make, x, y, x, y).fingerprint, function_task(lambda a, b, c, rng: c, x, y, x, y).fingerprint)
         """)
     )
-    first, second = (subprocess.run([sys.executable, script], capture_output=True, check=True).stdout for _ in range(2))
-    assert first == second
-    assert len(first) > 32
+    runpy.run_path(str(script), run_name="__main__")
+    here = capsys.readouterr().out
+    assert len(here) > 32
+    assert subprocess.run([sys.executable, script], capture_output=True, check=True, text=True).stdout == here
 
 
 def test_another_learner_in_the_same_store_is_noticed(tmp_path: Path) -> None:
@@ -315,226 +297,3 @@ def test_another_learner_in_the_same_store_is_noticed(tmp_path: Path) -> None:
     train(store, tasks[1], executor="inline")
     with pytest.warns(TaskChangedWarning, match="LearnerTask"):
         train(store, tasks[2], executor="inline")
-
-
-# -- functions ----------------------------------------------------------------------------------------
-
-
-def nearest_mean(x: Any, y: NDArray[np.int64], x_eval: Any, rng: np.random.Generator, power: float = 2.0) -> Any:
-    means = np.stack([x[y == k].mean(axis=0) for k in range(2)])
-    return -((np.abs(x_eval[:, None] - means)).mean(axis=2) ** power)
-
-
-def test_a_function_scores_both_parts() -> None:
-    values = row(function_task(nearest_mean, X, Y, X_TEST, Y_TEST, splits=["train", "test"]), 1)
-    mask = DESIGN.mask(1)
-    for key, x, y in (("margins", X_TEST, Y_TEST), ("train_margins", X, Y)):
-        np.testing.assert_array_equal(values[key], margins(nearest_mean(X[mask], Y[mask], x, DESIGN.rng(1)), y))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_go_in_and_come_out(dtype: torch.dtype) -> None:
-    def linear(x: Any, y: Any, x_eval: Any, rng: np.random.Generator) -> Any:
-        assert isinstance(x, torch.Tensor)
-        weights = torch.as_tensor(rng.normal(size=(x.shape[1], 2)), dtype=dtype).requires_grad_()
-        return x_eval.to(dtype) @ weights
-
-    given = (torch.as_tensor(X), torch.as_tensor(Y), torch.as_tensor(X_TEST), torch.as_tensor(Y_TEST))
-    task = function_task(linear, *given, outputs=["log_odds_margins"], splits=["test", "train"])
-    weights = torch.as_tensor(DESIGN.rng(0).normal(size=(X.shape[1], 2)), dtype=dtype)
-    expected = (given[2].to(dtype) @ weights).float().numpy()
-    np.testing.assert_allclose(row(task, 0)["log_odds_margins"], log_odds_margins(expected, Y_TEST), rtol=1e-5)
-    assert len(task.fingerprint) == 16
-
-
-def test_the_example_of_the_docstring_trains_a_network(tmp_path: Path) -> None:
-    doc = inspect.getdoc(function_task)
-    text = doc[doc.index("    import torch\n") :].split("\n\nParameters\n", 1)[0]
-    names: dict[str, Any] = {"function_task": function_task, "y_train": Y, "y_test": Y_TEST}
-    names |= {"x_train": X.astype(np.float32), "x_test": X_TEST.astype(np.float32)}
-    exec(textwrap.dedent(text), names)  # noqa: S102
-    task = names["task"]
-    store = Store.create(tmp_path / "s", schema=task.schema, design=DESIGN)
-    assert train(store, task, executor="inline").done == 6
-    assert (store.array("margins") > 0).mean() > 0.9
-    np.testing.assert_array_equal(row(task, 2)["margins"].astype(np.float32), store.array("margins")[2])
-
-
-@pytest.mark.parametrize(
-    ("function", "error", "message"),
-    [
-        (lambda x, y, x_eval, rng: x_eval[:5, :2], RowError, r"returned \(5, 2\) for 40 examples"),
-        (lambda x, y, x_eval, rng: x_eval[:, 0], RowError, r"returned \(40,\) for 40 examples"),
-        (lambda x, y, x_eval, rng: x_eval[:, :2] * np.nan, RowError, "hold NaN or inf"),
-        (lambda x, y, x_eval, rng: x_eval[:, :1], RequestError, "there must be at least two"),
-    ],
-)
-def test_what_a_function_may_not_return(function: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        row(function_task(function, X, Y, X_TEST, Y_TEST), 0)
-
-
-@pytest.mark.parametrize("y", [Y / 2, Y.astype(str), Y - 1, Y[:, None], []])
-def test_labels_of_a_function_are_numbers_of_classes(y: Any) -> None:
-    with pytest.raises(RequestError, match=r"^y is .*give \(k,\) integers 0..classes-1"):
-        function_task(nearest_mean, X, y, X_TEST, Y_TEST)
-
-
-# -- transformers -------------------------------------------------------------------------------------
-
-RECIPE = {"epochs": 8, "batch_size": 16, "lr": 0.02}
-HF_DESIGN = Design(n_train=96, alpha=0.5, n_models=3, seed=2)
-
-
-def bert() -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=8, num_labels=2,
-    )  # fmt: skip
-    return BertForSequenceClassification(config)
-
-
-def vit() -> Any:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, num_labels=3,
-    )  # fmt: skip
-    return ViTForImageClassification(config)
-
-
-def sentences(n: int, seed: int) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """Words 3..25 say class 0 and words 26..48 say class 1; padding of random length."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(2, size=n)
-    words = rng.integers(3, 26, size=(n, 8)) + 23 * y[:, None]
-    there = np.arange(8) < rng.integers(4, 9, size=(n, 1))
-    return {"input_ids": np.where(there, words, 0), "attention_mask": there.astype(np.int64)}, y
-
-
-def pictures(n: int, seed: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-    """Bright, dark, or striped."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=n)
-    pixels = rng.normal(scale=0.3, size=(n, 1, 8, 8)).astype(np.float32)
-    pixels += np.array([np.ones(8), -np.ones(8), np.tile([1, -1], 4)], dtype=np.float32)[y][:, None, None]
-    return {"pixel_values": pixels}, y
-
-
-@pytest.mark.parametrize(("make", "examples"), [(bert, sentences), (vit, pictures)])
-def test_transformers_learn_and_a_row_is_the_same_again(
-    tmp_path: Path, make: Callable[[], Any], examples: Callable[..., Any]
-) -> None:
-    pytest.importorskip("transformers")
-    (x, y), (x_test, y_test) = examples(96, 0), examples(50, 1)
-    outputs = ["margins", "losses", "correct"]
-    task = hf_task(make, x, y, x_test, y_test, **RECIPE, outputs=outputs, splits=["test", "train"])
-    store = Store.create(tmp_path / "s", schema=task.schema, design=HF_DESIGN)
-    assert train(store, task, executor="inline").done == 3
-    assert store.array("correct").mean() > 0.9
-    assert store.array("train_correct").mean() > 0.9
-    assert store.array("losses").mean() < 0.4
-    torch.manual_seed(12345)
-    before = torch.random.get_rng_state()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the campaign did: sums of several threads differ in their last bits
-    again = row(task, 1, HF_DESIGN)
-    torch.set_num_threads(threads)
-    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's generator is as it was
-    np.testing.assert_array_equal(again["margins"].astype(np.float32), store.array("margins")[1])
-    same_subset = task(mask=HF_DESIGN.mask(1), rng=HF_DESIGN.rng(0))["margins"]
-    assert not np.allclose(same_subset, again["margins"])  # other initial weights, another order
-
-
-def test_a_transformer_trained_by_hand_is_the_row() -> None:
-    pytest.importorskip("transformers")
-    (x, y), (x_test, y_test) = sentences(96, 0), sentences(20, 1)
-    tensors = {name: torch.as_tensor(value) for name, value in x.items()}
-    task = hf_task(bert, tensors, y, x_test, y_test, epochs=2, batch_size=10, lr=0.01, weight_decay=0.1)
-    rng, members = HF_DESIGN.rng(0), np.flatnonzero(HF_DESIGN.mask(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
-        model = bert().train()
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-        for epoch in range(2):
-            order = members[rng.permutation(48)]
-            for step in range(5):
-                optimizer.param_groups[0]["lr"] = 0.01 * (1 - (5 * epoch + step) / 10)
-                chosen = order[10 * step : 10 * step + 10]
-                logits = model(**{name: value[chosen] for name, value in tensors.items()}).logits
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(logits, torch.as_tensor(y[chosen])).backward()
-                optimizer.step()
-        with torch.no_grad():
-            logits = model.eval()(**{name: torch.as_tensor(value) for name, value in x_test.items()}).logits
-    expected = margins(logits.numpy(), y_test)
-    np.testing.assert_allclose(row(task, 0, HF_DESIGN)["margins"], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_device_is_a_choice_that_leaves_the_fingerprint() -> None:
-    pytest.importorskip("transformers")
-    x, y = sentences(96, 0)
-    recipe = {"epochs": 1, "batch_size": 32, "lr": 0.01}
-    tasks = [hf_task(bert, x, y, x, y, **recipe, device=device) for device in ("cpu", "auto")]
-    if not torch.cuda.is_available():
-        np.testing.assert_array_equal(*(row(task, 0, HF_DESIGN)["margins"] for task in tasks))
-    assert len({task.fingerprint for task in tasks}) == 1
-    assert hf_task(bert, x, y, x, y, **{**recipe, "lr": 0.02}).fingerprint != tasks[0].fingerprint
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"make_model": None}, "give one that makes a model"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"lr": -0.1}, "lr=-0.1"),
-        ({"test_features": {"input_ids": np.zeros((2, 3), int)}}, r"test_features \['input_ids'\]; give the same"),
-        ({"train_features": {"input_ids": [[1, 2], [3]], "attention_mask": np.zeros((2, 2))}}, "pad them"),
-        ({"train_features": sentences(7, 0)[0]}, r"the train features are of \[7, 7\] examples and the labels of 2"),
-    ],
-)
-def test_bad_requests_of_transformers_say_what_is_legal(options: dict[str, Any], message: str) -> None:
-    x = sentences(2, 0)[0]
-    given = {"make_model": bert, "train_features": x, "y": [0, 1], "test_features": x, "y_test": [1, 0]}
-    with pytest.raises(RequestError, match=message):
-        hf_task(**{**given, **RECIPE, **options})
-
-
-def threads_now() -> dict[str, int]:
-    """Threads of BLAS, OpenMP and torch that this process may use."""
-    return {"torch": torch.get_num_threads(), **{lib["filepath"]: lib["num_threads"] for lib in threadpool_info()}}
-
-
-@pytest.mark.parametrize("stop", [None, ValueError, KeyboardInterrupt])
-def test_rows_in_this_process_have_one_thread_and_leave_the_others_as_they_were(
-    tmp_path: Path, stop: type[BaseException] | None
-) -> None:
-    X, Y, X_TEST, Y_TEST = cancer()
-    seen: list[dict[str, int]] = []
-
-    def learn(x: Any, y: Any, x_eval: Any, rng: np.random.Generator) -> Any:
-        seen.append(threads_now())
-        if stop is not None:
-            raise stop
-        return np.zeros((len(x_eval), 2))
-
-    task = function_task(learn, X, Y, X_TEST, Y_TEST)
-    store = Store.create(tmp_path / "st", schema=task.schema, design=DESIGN)
-    in_torch = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with threadpool_limits(2):
-            before = threads_now()
-            with pytest.raises(KeyboardInterrupt) if stop is KeyboardInterrupt else nullcontext():
-                train(store, task, executor="inline", retries=0, progress=False)
-            assert threads_now() == before
-            assert set(before.values()) == {2}
-    finally:
-        torch.set_num_threads(in_torch)
-    assert seen
-    for now in seen:
-        assert set(now) >= set(before)
-        assert set(now.values()) == {1}

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, Wei
 from datamodels.errors import RequestError
 from datamodels.trak import TRAK, Contrastive, batches
 from datamodels.trak.scores import Kernel
-from tests.test_trak import ForTraker, Own
+from tests.trak_models import ForTraker, Own
 
 State = dict[str, Tensor]
 

@@ -158,8 +158,10 @@ def _create(path: Path, content: bytes, zeros: int) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            if zeros:
+            if zeros and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), len(content), zeros)
+            elif zeros:
+                file.truncate(len(content) + zeros)
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
