@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodels.applications.validation import cluster_stability
+from datamodels.applications import subgroups
+from datamodels.applications.validation import cluster_stability, validate
 from datamodels.applications.validation.stability import best_jaccard, separation
+from datamodels.design import Design
+from datamodels.regression.fit import fit
+from datamodels.store import Store
 from tests.test_subgroups import one_thread, problem
 from tests.validation_data import of
 
@@ -45,3 +50,17 @@ def test_jaccard_is_of_the_best_cluster_and_noise_is_none() -> None:
     members = np.array([1, 1, 1, 0, 0, 0], dtype=bool)
     assert best_jaccard(members, np.array([5, 5, 7, 7, 7, 7])) == pytest.approx(2 / 3)
     assert best_jaccard(members, np.array([-1, -1, -1, 2, 2, 2])) == 0
+
+
+def test_models_are_read_for_the_outputs_that_the_datamodels_are_of(tmp_path: Path) -> None:
+    data, _ = problem()
+    masks, outputs = data.load()
+    schema = {"margins": {"shape": (1,), "dtype": "float64"}, "other": {"shape": outputs.shape[1:], "dtype": "float64"}}
+    store = Store.create(tmp_path / "s", schema=schema, design=Design.explicit(masks))
+    store.write_rows(range(len(masks)), {"margins": outputs[:, :1], "other": outputs})
+    groups = subgroups(fit(store, "ridge", outputs_key="other", progress=False), n_clusters=3)
+    found = cluster_stability(store, groups, n_refits=3, seed=1, progress=False).to_dict()
+    assert found == cluster_stability(data, groups, n_refits=3, seed=1, progress=False).to_dict()
+    whole = validate(store, groups, n_refits=3, seed=1, progress=False)
+    assert whole.stability is not None
+    assert whole.stability.to_dict() == found
