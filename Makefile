@@ -57,7 +57,7 @@ tutorials: $(VENV)/notebooks.stamp  ## Execute the tutorials at full size and ke
 
 docs: $(VENV)/notebooks.stamp  ## Build the documentation into site/
 	$(PIP) -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 faults: $(VENV)/test.stamp  ## 1,000 random kills over a local store, 100 over S3, Ray and SLURM each (needs what test-scale does)
 	$(BIN)/python -m tests.fault_campaign

@@ -260,7 +260,7 @@ class StoreContract:
             assert one.ids("test").tolist() == names["test"]
         for ids, message in (
             ({"train": ["a"]}, "12 train examples"),
-            ({"all": ["a"]}, "for train, test"),
+            ({"all": ["a"]}, "train and test"),
             ({"test": [1]}, "texts"),
         ):
             with pytest.raises(RequestError, match=message):

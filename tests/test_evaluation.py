@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_rows_beyond_the_end_are_refused() -> None:
     p = plant(50, 8, 2)
     with pytest.raises(RequestError, match="beyond the 50 rows"):
         fit(masks=p.masks, outputs=p.outputs, rows=(10, 60), progress=False)
+
+
+@pytest.mark.parametrize("rows", [100, "0:100"])
+def test_rows_that_are_no_range_are_refused(rows: Any) -> None:
+    p = plant(50, 8, 2)
+    with pytest.raises(RequestError, match=r"give \(start, stop\), a slice"):
+        fit(masks=p.masks, outputs=p.outputs, rows=rows, progress=False)
+
+
+def test_a_score_reads_as_a_sentence() -> None:
+    p = plant(60, 8, 2, noise=0.5)
+    score = lds(fit(masks=p.masks, outputs=p.outputs, rows=(0, 40), progress=False), masks=p.masks, outputs=p.outputs)
+    low, high = score.lds_ci
+    assert f"LDS {score.lds:.3f} (95% interval {low:.3f} to {high:.3f}; no ceiling without replicates)" in str(score)
+    assert "on 20 models" in str(score)
 
 
 def test_an_attribution_of_unknown_rows_needs_rows() -> None:

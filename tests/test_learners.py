@@ -297,3 +297,10 @@ def test_another_learner_in_the_same_store_is_noticed(tmp_path: Path) -> None:
     train(store, tasks[1], executor="inline")
     with pytest.warns(TaskChangedWarning, match="LearnerTask"):
         train(store, tasks[2], executor="inline")
+
+
+def test_a_regressor_is_sent_to_a_task_of_its_own() -> None:
+    from sklearn.linear_model import Ridge
+
+    with pytest.raises(RequestError, match="Ridge is a regressor"):
+        estimator_task(lambda: Ridge(), X, Y, X_TEST, Y_TEST)

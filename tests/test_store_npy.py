@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -376,3 +377,11 @@ def test_a_million_rows_have_a_status(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "big", spec=spec)
     store.write_rows(np.arange(0, 1_000_000, 1000), {"y": np.ones(1000, np.uint8)})
     assert store.status().completed == 1000
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [(np.array(["a", "b"]), "ids is ndarray"), ({"trian": ["a"]}, r"ids has \['trian'\]")]
+)
+def test_names_that_say_not_whose_are_refused(tmp_path: Path, ids: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"{message}; give a mapping of train and test"):
+        Store.create(tmp_path / "s", schema={"x": {"shape": (), "dtype": "float32"}}, spec=None, design=DESIGN, ids=ids)

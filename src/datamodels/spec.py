@@ -247,6 +247,8 @@ def rows_named(rows: Rows, count: int) -> NDArray[np.bool_]:
     RequestError
         when some do not exist.
     """
+    if isinstance(rows, str | int):
+        raise RequestError(f"rows is {rows!r}; give (start, stop), a slice, indices, or a bool mask")
     keep = np.zeros(count, dtype=np.bool_)
     if isinstance(rows, tuple) and len(rows) == 2:
         rows = slice(*rows)

@@ -64,6 +64,14 @@ class LDS:
     per_target: NDArray[np.float64] = field(repr=False)
     bootstrap: NDArray[np.float64] = field(repr=False)
 
+    def __str__(self) -> str:
+        low, high = self.lds_ci
+        ceiling = "no ceiling without replicates" if self.lds_ceiling is None else f"ceiling {self.lds_ceiling:.3f}"
+        text = f"LDS {self.lds:.3f} ({self.confidence:.0%} interval {low:.3f} to {high:.3f}; {ceiling}), R² {self.r2:.3f}, on {self.n_models} models"
+        if self.n_constant_predictions:
+            text += f"; {self.n_constant_predictions} of {self.n_targets} targets have a constant prediction"
+        return text
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the arrays."""
         names = [name for name in self.__dataclass_fields__ if name not in ("per_target", "bootstrap")]

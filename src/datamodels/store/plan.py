@@ -95,9 +95,12 @@ def warn_few_subsets(design: Design | None) -> None:
 
 
 def check_ids(ids: Mapping[str, ArrayLike | None] | None, design: Design | None) -> dict[str, NDArray[np.str_]]:
+    if ids is not None and (not isinstance(ids, Mapping) or set(ids) - set(IDS)):
+        said = f"has {sorted(set(ids) - set(IDS))}" if isinstance(ids, Mapping) else f"is {type(ids).__name__}"
+        raise RequestError(f"ids {said}; give a mapping of {' and '.join(IDS)} to names, one per example")
     given = {of: np.asarray(names) for of, names in (ids or {}).items() if names is not None}
     for of, names in given.items():
-        if of not in IDS or names.ndim != 1 or names.dtype.kind != "U":
+        if names.ndim != 1 or names.dtype.kind != "U":
             raise RequestError(
                 f"ids[{of!r}] is {names.dtype} {names.shape}; give texts, one per example, for {', '.join(IDS)}"
             )

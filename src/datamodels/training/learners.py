@@ -168,8 +168,15 @@ def estimator_task(
     RequestError
         when arguments do not go together.
     """
+    from sklearn.base import RegressorMixin
+
     if not callable(make) or not hasattr(make(), "fit"):
         raise RequestError(f"make is {make!r}; give a function that makes an estimator: lambda: LogisticRegression()")
+    if isinstance(make(), RegressorMixin):
+        raise RequestError(
+            f"{type(make()).__name__} is a regressor, and estimator_task is for classifiers: write a task that returns its predictions "
+            "(docs/how-to/scikit-learn.md)"
+        )
     if not 0 < eps < 0.5:
         raise RequestError(f"eps is {eps}; give a probability above 0 and below 1/2, for example 1e-6")
     x, x_test, labels, test = _with_test(x, y, x_test, y_test, splits)
