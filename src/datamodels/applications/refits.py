@@ -169,6 +169,7 @@ def choose_clusters(
     n_components: int = 10,
     seed: int = 0,
     progress: bool = True,
+    of: Mapping[str, Any] | None = None,
 ) -> StabilityCurve:
     """The number of clusters (k-means) or the resolution (Leiden) that comes back in independent halves of the models.
 
@@ -189,7 +190,7 @@ def choose_clusters(
     check_method(method)
     if method == "hdbscan":
         raise RequestError("hdbscan finds the number of clusters by itself; stability chooses it for kmeans and leiden")
-    problem = as_problem(source)
+    problem = as_problem(source, of)
     if settings is None:
         most = min(max_clusters, problem.n_targets // 2)
         settings = tuple(range(2, most + 1)) if method == "kmeans" else RESOLUTIONS

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datamodels.applications.clustering import Method, as_labels, check_method, cluster, embed
-from datamodels.applications.refits import Source, StabilityCurve, as_problem, choose_clusters
+from datamodels.applications.refits import Source, StabilityCurve, choose_clusters
 from datamodels.attribution import Attribution
 from datamodels.datasets import Dataset
 from datamodels.errors import RequestError
@@ -153,8 +153,8 @@ def subgroups(
                 "n_clusters='stability' refits on halves of the models: give models, the stores of the fit (--store)"
             )
         curve = choose_clusters(
-            as_problem(models, attribution.provenance), method=method, max_clusters=max_clusters, n_refits=n_refits, estimator=estimator,
-            n_components=n_components, seed=seed, progress=progress,
+            models, method=method, max_clusters=max_clusters, n_refits=n_refits, estimator=estimator,
+            n_components=n_components, seed=seed, progress=progress, of=attribution.provenance,
         )  # fmt: skip
         setting = curve.setting
     elif method == "kmeans":
