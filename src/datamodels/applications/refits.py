@@ -179,8 +179,10 @@ def choose_clusters(
         Stores or a `Problem`: the models to split.
     settings
         By default 2 to `max_clusters` clusters, at most as many as half of the targets, or the resolutions `RESOLUTIONS`.
-    n_refits, estimator, n_components, seed
+    n_refits, estimator, n_components, seed, progress
         As in `half_pairs`.
+    of
+        Provenance of the attribution whose outputs are clustered; the key ``margins`` by default.
 
     Raises
     ------
