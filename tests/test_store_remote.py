@@ -346,6 +346,8 @@ def test_damaged_objects_are_found(tmp_path: Path, name: str, how: str) -> None:
     [
         (lambda d: d["attributes"]["datamodels"].update(format_version=99), NewerFormatError, "format version 99"),
         (lambda d: d["attributes"]["datamodels"]["spec"].update(num_models=9), CorruptStoreError, "was edited"),
+        (lambda d: d["attributes"]["datamodels"].update(drawn=["margins"]), CorruptStoreError, "cannot draw"),
+        (lambda d: d["attributes"]["datamodels"].update(drawn=5), CorruptStoreError, "cannot draw"),
         (lambda d: d["attributes"]["datamodels"].update(block_rows="many"), CorruptStoreError, "block_rows"),
         (lambda d: d.pop("attributes"), CorruptStoreError, "is damaged"),
     ],

@@ -117,6 +117,8 @@ class RemoteStore(Store):
         meta = Meta.of(record, place, f"the store {address!r}", masks)
         if type(block) is not int or not 1 <= block <= 1 << 20:
             raise CorruptStoreError(f"{place} is damaged: block_rows is {block!r}")
+        if drawn(meta) - {MASKS} or (drawn(meta) and (meta.design is None or MASKS not in meta.spec.fields)):
+            raise CorruptStoreError(f"{place} is damaged: its design cannot draw {sorted(drawn(meta))}")
         store = cls(address, objects, meta, block)
         store._check_arrays()
         return store

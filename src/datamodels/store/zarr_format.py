@@ -64,7 +64,8 @@ def drawing(meta: Meta) -> Meta:
 
 def drawn(meta: Meta) -> set[str]:
     """Keys that are not stored, since the design draws them again."""
-    return set(meta.record.get(_DRAWN, ()))
+    keys = meta.record.get(_DRAWN, ())
+    return set(map(str, keys)) if isinstance(keys, list | tuple) else {str(keys)}
 
 
 def neutral(meta: Meta) -> Meta:

@@ -60,7 +60,8 @@ class Summary:
     stopped
         Who asked it to end early, and why, or None.
     subsets_without_class
-        Rows whose subset lacks a class, where the store knows labels.
+        Rows whose subset lacks a class, where the store knows labels: of the first rows that were to be trained, as many as have
+        100 million entries of masks.
     """
 
     done: int
