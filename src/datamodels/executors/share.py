@@ -30,7 +30,7 @@ def run_blocks(
     jobs: int | None,
     timeout: float | None,
     threads: int,
-    enough: Callable[[], bool] = lambda: False,
+    enough: Callable[[], bool],
 ) -> Iterator[RowOutcome]:
     """Run blocks with a `LocalExecutor` and yield how each row ended, once per row.
 

@@ -266,10 +266,8 @@ class Store(ABC):
         RequestError
             when there is no such key, or it holds no masks.
         """
-        stop = self.n_models if stop is None else stop
+        stop = self._end(start, stop)
         if key in self.spec.fields:
-            if not 0 <= start <= stop <= self.n_models:
-                raise IndexError(f"rows {start}..{stop} are outside of the store's rows 0..{self.n_models}")
             rows = np.asarray(self.array(key)[start:stop])
             if rows.dtype == np.uint8 and rows.max(initial=0) > 1:
                 raise RequestError(f"the key {key!r} holds {rows.max()}, so it holds no masks: a mask is 0 and 1")
@@ -292,10 +290,14 @@ class Store(ABC):
                 f"the store {str(self.path)!r} has no sweep, so its rows have no parameters; make one with "
                 "sweep=Sweep(...) or --sweep"
             )
+        return self.sweep.columns(start, self._end(start, stop))
+
+    def _end(self, start: int, stop: int | None) -> int:
+        """Where rows start..stop-1 end, after a look whether they are rows of the store."""
         stop = self.n_models if stop is None else stop
         if not 0 <= start <= stop <= self.n_models:
             raise IndexError(f"rows {start}..{stop} are outside of the store's rows 0..{self.n_models}")
-        return self.sweep.columns(start, stop)
+        return stop
 
     def field(self, key: str) -> KeySpec:
         """The schema of a key.

@@ -54,6 +54,7 @@ class RemoteStore(Store):
         self.block_rows = block_rows
         self._objects = objects
         self._meta = meta
+        self._drawing = meta.design if drawn(meta) else None  # what draws the masks, where they are not stored
         self._states = RowStates(objects, block_rows)
         self._zarr: Any = None
 
@@ -153,8 +154,8 @@ class RemoteStore(Store):
 
     def array(self, key: str) -> NDArray[Any]:
         field = self.field(key)
-        if self.design is not None and key in drawn(self._meta):
-            return DrawnMasks(self.design, field)  # type: ignore[return-value]
+        if self._drawing is not None and key == MASKS:
+            return DrawnMasks(self._drawing, field)  # type: ignore[return-value]
         if self._zarr is None:
             import zarr
             from zarr.storage import ObjectStore
@@ -179,10 +180,10 @@ class RemoteStore(Store):
 
     @property
     def stored(self) -> Mapping[str, KeySpec]:
-        return {key: field for key, field in self.spec.fields.items() if key not in drawn(self._meta)}
+        return {key: field for key, field in self.spec.fields.items() if self._drawing is None or key != MASKS}
 
     def _with_masks(self, rows: NDArray[np.int64], values: Mapping[str, Any]) -> Mapping[str, Any]:
-        if MASKS not in drawn(self._meta):
+        if self._drawing is None:
             return super()._with_masks(rows, values)
         if not isinstance(values, Mapping) or MASKS not in values:
             return values
@@ -202,7 +203,7 @@ class RemoteStore(Store):
 
     def _sums(self, rows: NDArray[np.int64], values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint64]:
         """The checksum of each row, over what is stored and what is drawn."""
-        whole = {**values, **({MASKS: self.design.masks_of(rows)} if self.design and drawn(self._meta) else {})}
+        whole = {**values, **({MASKS: self._drawing.masks_of(rows)} if self._drawing else {})}
         sums = [
             row_checksum(row, {key: value[i] for key, value in whole.items()}) for i, row in enumerate(rows.tolist())
         ]

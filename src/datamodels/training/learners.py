@@ -170,11 +170,12 @@ def estimator_task(
     """
     from sklearn.base import RegressorMixin
 
-    if not callable(make) or not hasattr(make(), "fit"):
+    made = make() if callable(make) else None
+    if not hasattr(made, "fit"):
         raise RequestError(f"make is {make!r}; give a function that makes an estimator: lambda: LogisticRegression()")
-    if isinstance(make(), RegressorMixin):
+    if isinstance(made, RegressorMixin):
         raise RequestError(
-            f"{type(make()).__name__} is a regressor, and estimator_task is for classifiers: write a task that returns its predictions "
+            f"{type(made).__name__} is a regressor, and estimator_task is for classifiers: write a task that returns its predictions "
             "(docs/how-to/scikit-learn.md)"
         )
     if not 0 < eps < 0.5:
