@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from datamodels.design import Design, _smallest, subsets_without_class
 from datamodels.errors import RequestError
@@ -85,7 +84,7 @@ def test_another_process_draws_the_same_masks() -> None:
 def test_fixed_size_subsets_have_exactly_the_size(n_train: int, alpha: float, seed: int, row: int) -> None:
     size = round(alpha * n_train)
     if not 0 < size < n_train:
-        with pytest.raises(ValidationError, match="no subset would vary"):
+        with pytest.raises(RequestError, match="no subset would vary"):
             Design(n_train=n_train, alpha=alpha, n_models=10**6 + 1, seed=seed)
         return
     assert Design(n_train=n_train, alpha=alpha, n_models=10**6 + 1, seed=seed).mask(row).sum() == size
@@ -142,7 +141,7 @@ def test_antithetic_pairs_are_complements_and_one_unit(n_train: int) -> None:
 def test_leave_one_out_leaves_out_each_in_turn() -> None:
     design = make("leave_one_out")
     np.testing.assert_array_equal(~design.masks(), np.eye(24, dtype=bool)[:12])
-    with pytest.raises(ValidationError, match="at most 24 models"):
+    with pytest.raises(RequestError, match="at most 24 models"):
         make("leave_one_out", n_models=25)
 
 
@@ -230,8 +229,17 @@ def test_rows_are_independent_of_each_other_and_of_other_seeds() -> None:
     ],
 )
 def test_bad_parameters_say_what_is_legal(more: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(RequestError, match=message):
         Design(**{"n_train": 24, "alpha": 0.5, "n_models": 4, **more})
+
+
+def test_names_that_are_not_its_own_and_values_without_a_name_are_refused() -> None:
+    with pytest.raises(RequestError, match="Design has no 'alfa'; legal: n_train, alpha, n_models"):
+        Design(n_train=24, alfa=0.5)  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match=r"takes its values by name, like n_train=...; given: \(24,\)"):
+        Design(24)  # type: ignore[misc]
+    with pytest.raises(RequestError, match=r"alpha: Input should be a valid number.*\(given: 'half'\)"):
+        Design(n_train=24, alpha="half")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("row", [-1, 12, 10**9])

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from datamodels import design as designs
 from datamodels import sweep as sweeps
@@ -189,7 +188,7 @@ def test_identity_knows_order_types_and_seed() -> None:
     ],
 )
 def test_what_is_no_sweep_is_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(RequestError, match=message):
         Sweep(**given)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, refusing
 
 Kind = Literal["fixed_size", "bernoulli", "grouped", "stratified", "antithetic", "leave_one_out", "explicit"]
 Stream = Literal["mask", "init", "order", "task", "augment"]
@@ -38,6 +38,7 @@ def label_codes(labels: ArrayLike) -> tuple[int, ...]:
     return tuple(np.unique(array, return_inverse=True)[1].ravel().tolist())
 
 
+@refusing
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Design:
     """How the subset of each model is drawn.
@@ -70,8 +71,8 @@ class Design:
 
     Raises
     ------
-    pydantic.ValidationError
-        (a `ValueError`) when the parameters do not go together.
+    RequestError
+        when the parameters do not go together.
     """
 
     n_train: int

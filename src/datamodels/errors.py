@@ -6,6 +6,14 @@ and something failed.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+T = TypeVar("T")
+
 
 class DatamodelsError(Exception):
     """Base of every error this package raises on purpose."""
@@ -85,12 +93,33 @@ def newer_format(what: str, found: object, known: int) -> NewerFormatError:
     )
 
 
+def refusing(cls: type[T]) -> type[T]:
+    """Make a pydantic dataclass raise a `RequestError` of one line for values that do not fit its fields."""
+    create = cls.__init__
+
+    @functools.wraps(create)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        try:
+            create(self, *args, **given)
+        except ValidationError as error:
+            legal = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+            unknown = [name for name in given if name not in legal]
+            text = first_line(error)
+            if unknown:
+                text = f"{cls.__name__} has no {unknown[0]!r}; legal: {', '.join(legal)}"
+            elif any(item["type"] == "unexpected_positional_argument" for item in error.errors()):
+                text = f"{cls.__name__} takes its values by name, like {legal[0]}=...; given: {args!r:.60}"
+            raise RequestError(text) from None
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
 def first_line(error: BaseException) -> str:
     """One line that says what an error says, whatever library raised it."""
-    report = getattr(error, "errors", None)
-    if type(error).__name__ == "ValidationError" and callable(report):
+    if isinstance(error, ValidationError):
         parts = []
-        for item in report():
+        for item in error.errors():
             place = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
             given = "" if item["type"] == "missing" or not place else f" (given: {item['input']!r:.60})"

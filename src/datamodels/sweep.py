@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from datamodels.errors import RequestError, first_line
+from datamodels.errors import RequestError, first_line, refusing
 from datamodels.files import read_yaml
 
 Kind = Literal["grid", "random"]
@@ -35,6 +35,7 @@ _STREAM = 1 << 20  # a design numbers its streams from 0
 _RANGE = "{'low': a, 'high': b}, with 'log': true or 'integer': true if that is meant"
 
 
+@refusing
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Sweep:
     """How the training parameters of each model are chosen.
@@ -57,8 +58,8 @@ class Sweep:
 
     Raises
     ------
-    pydantic.ValidationError
-        (a `ValueError`) when the parameters do not go together.
+    RequestError
+        when the parameters do not go together.
     """
 
     parameters: dict[str, Any]

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.attribution import Attribution
-from datamodels.errors import ConvergenceWarning, RequestError
+from datamodels.errors import ConvergenceWarning, RequestError, refusing
 from datamodels.regression.prior import describe_scores
 from datamodels.regression.problem import Problem
 from datamodels.regression.solution import Solution
@@ -150,6 +150,7 @@ class Estimator(ABC):
             )
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class Selected(Estimator):
     """Estimators that choose λ per target on held-out rows: a share of them, or folds."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from datamodels.attribution import Attribution
-from datamodels.errors import RequestError
+from datamodels.errors import RequestError, refusing
 from datamodels.regression.estimator import CONFIG, SCORES, Count, Estimator, Fraction, Selected
 from datamodels.regression.kernel import leave_one_out, ridge_kernel
 from datamodels.regression.krylov import ridge_out_of_mask
@@ -29,6 +29,7 @@ from datamodels.regression.split_statistics import SplitStatistics
 from datamodels.regression.statistics import Statistics, count_dtype, expected_dtype
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class _PathEstimator(Selected):
     """Estimators that walk a λ path by coordinate descent."""
@@ -125,6 +126,7 @@ class _PathEstimator(Selected):
         return default_tolerance(n_train) if self.tol is None else self.tol
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class Lasso(_PathEstimator):
     """Lasso, the estimator of Ilyas et al. 2022 (arXiv:2202.00622), by coordinate descent.
@@ -161,6 +163,7 @@ class Lasso(_PathEstimator):
         return 1.0
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class ElasticNet(_PathEstimator):
     """Elastic net: like `Lasso`, with penalty ``λ (ρ ‖w‖₁ + (1 - ρ)/2 ‖w‖²)`` (Zou & Hastie 2005).
@@ -181,6 +184,7 @@ class ElasticNet(_PathEstimator):
         return self.l1_ratio
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class Ridge(Selected):
     """Ridge regression: one eigendecomposition, all λ, all targets.
@@ -262,6 +266,7 @@ class Ridge(Selected):
         return solution
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class LeastSquares(Estimator):
     """Ordinary least squares; the solution of smallest norm when it is not unique.
@@ -300,6 +305,7 @@ class LeastSquares(Estimator):
         return Solution(weights, bias)
 
 
+@refusing
 @validated(frozen=True, kw_only=True, config=CONFIG)
 class DifferenceInMeans(Estimator):
     """``E[y | j in] - E[y | j out]`` (Feldman & Zhang 2020, arXiv:2008.03703).

@@ -13,16 +13,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from datamodels.errors import RequestError, first_line
+from datamodels.errors import RequestError, refusing
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 BUILT_IN = ("linear", "mlp", "cnn", "resnet9")
 
 
+@refusing
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Recipe:
     """How one model is trained.
@@ -65,8 +66,8 @@ class Recipe:
 
     Raises
     ------
-    pydantic.ValidationError
-        (a `ValueError`) when a value is wrong or values do not go together.
+    RequestError
+        when a value is wrong or values do not go together.
     """
 
     architecture: str | Callable[..., Any] = "mlp"
@@ -163,8 +164,8 @@ class Recipe:
             raise RequestError(f"a recipe has no {unknown[0]!r}; legal: {', '.join(self.__dataclass_fields__)}")
         try:
             return replace(self, **dict(parameters))
-        except ValidationError as error:
-            raise RequestError(f"the recipe cannot take {dict(parameters)}: {first_line(error)}") from None
+        except RequestError as error:
+            raise RequestError(f"the recipe cannot take {dict(parameters)}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. A factory that was given itself is named by its module and name."""
