@@ -1,4 +1,4 @@
-"""TRAK against `traker` (CPU projector) and `dattri`: examples per second, peak memory, and LDS at equal checkpoints.
+"""TRAK against `traker` (CPU projector) and `dattri`: examples per second, peak memory, LDS at equal checkpoints, and LDS by ridge.
 
 ``python benchmarks/trak.py`` prints the tables of RESULTS.md; ``--part`` runs one of them, ``--threads`` sets torch's
 threads. Every measurement of speed is a process of its own, so that its peak memory is its own; the first batch is not
@@ -27,16 +27,21 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from datamodels.datasets import load
+from datamodels.datasets import Dataset, from_arrays, load
 from datamodels.design import Design
+from datamodels.evaluation.lds import lds as measure_lds
+from datamodels.store import Store
+from datamodels.training.campaign import train
+from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
-from datamodels.trak import TRAK
+from datamodels.trak import TRAK, score_split, train_checkpoints, trak_of
 from torch_models import loop, module
 
 # The folder of this file would hide the module of traker, which has the name of this file.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 DIM = 2048
+DIGITS = Recipe(hidden=(32,), epochs=15, batch_size=32, weight_decay=5e-3)
 
 
 class Basic(nn.Module):
@@ -163,12 +168,12 @@ def traker_of(model: nn.Module, n: int, folder: str, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def traker(model: nn.Module, states: list[State], train: Batches, targets: Batches, ridges: list[float]) -> np.ndarray:
+def traker(model: nn.Module, states: list[State], train: Batches, targets: Batches, added: list[float]) -> np.ndarray:
     n, t = (sum(len(y) for _, y in one) for one in (train, targets))
     with tempfile.TemporaryDirectory() as folder:
         # One ridge serves all checkpoints: the mean of ours. Features there are √dim times as long, over √parameters.
         scale = DIM / sum(p.numel() for p in model.parameters())
-        one = traker_of(model, n, folder, lambda_reg=scale * float(np.mean(ridges)))
+        one = traker_of(model, n, folder, lambda_reg=scale * float(np.mean(added)))
         for c, state in enumerate(states):
             one.load_checkpoint(state, model_id=c)
             for batch in train:
@@ -262,8 +267,7 @@ def speed(batch: int, threads: int, only: list[str], cases: list[str]) -> None:
 
 def lds(n_checkpoints: int, n_models: int) -> None:
     """Digits, perceptrons 64-32-2: LDS on models of random halves, of ours and of traker at the same checkpoints."""
-    recipe = Recipe(hidden=(32,), epochs=15, batch_size=32, weight_decay=5e-3)
-    data = load("digits")
+    recipe, data = DIGITS, load("digits")
     x, y = torch.from_numpy(data.train.x), torch.from_numpy(data.train.y)
     a, b = torch.from_numpy(data.test.x), torch.from_numpy(data.test.y)
     masks = Design(n_train=len(x), alpha=0.5, n_models=n_checkpoints + n_models).masks()
@@ -274,16 +278,16 @@ def lds(n_checkpoints: int, n_models: int) -> None:
     # Copies: traker loads every checkpoint into its model, which is the first one.
     states = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets[:n_checkpoints]]
     train, targets = ([(u[i : i + 64], v[i : i + 64]) for i in range(0, len(v), 64)] for u, v in ((x, y), (a, b)))
-    found, ridges = {}, {}
+    found, added = {}, {}
     for name in ("sjlt", "rademacher", "none"):
         trak = TRAK(nets[0], projection=name, dim=DIM)
         trak.featurize(train, states)
         attribution = trak.score(targets)
         found[f"ours, {name}"] = attribution.weights
-        ridges[name] = attribution.provenance["estimator"]["ridges"]
+        added[name] = attribution.provenance["estimator"]["lambdas"]
     if importlib.util.find_spec("trak") is not None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            found["traker"] = traker(nets[0], states, train, targets, ridges["rademacher"])
+            found["traker"] = traker(nets[0], states, train, targets, added["rademacher"])
     held = masks[n_checkpoints:].astype(np.float32)
     scores = {
         name: np.array([spearmanr(held @ w[:, k], truth[:, k]).statistic for k in range(len(b))])
@@ -300,9 +304,48 @@ def lds(n_checkpoints: int, n_models: int) -> None:
         print(f"ours minus traker {difference.mean():+.4f}, 95 % interval over targets [{low:+.4f}, {high:+.4f}]")
 
 
+def by_ridge(n_checkpoints: int, n_models: int) -> None:
+    """LDS of sparse JL over ridges, in mean squared gradients, on models of random subsets that ran twice each."""
+    width = Recipe(hidden=(64,), lr=0.05, weight_decay=1e-3)
+    settings = {
+        "digits": ("digits", DIGITS, 0.5),
+        "digits, a fifth of them": ("digits", DIGITS, 0.2),
+        "600 digits, no weight decay": ("digits[600,200]", Recipe(hidden=(32,), epochs=30), 0.5),
+        "MNIST, two classes": ("mnist_5k:large[2000,300]", width, 0.5),
+        "MNIST, ten classes": ("mnist_5k[2000,300]", width, 0.5),
+        "MNIST, linear": ("mnist_5k:large[2000,300]", Recipe(architecture="linear", lr=0.02, weight_decay=1e-2), 0.5),
+        "breast cancer": (tumours(), Recipe(hidden=(32,), epochs=30, lr=0.05, weight_decay=1e-3), 0.5),
+    }
+    ridges = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+    print(f"| LDS | dim | {' | '.join(f'{ridge:g}' for ridge in ridges)} |\n|---|---|{'---|' * len(ridges)}")
+    for name, (dataset, recipe, alpha) in settings.items():
+        with tempfile.TemporaryDirectory() as folder:
+            task, out = TrainRecipe(recipe, dataset), Path(folder)
+            design = Design(n_train=task.n_train, alpha=alpha, n_models=n_models, replicates=2, seed=1)
+            store = Store.create(out / "store", schema=task.schema, design=design)
+            train(store, task, executor="inline", progress=False)
+            files = train_checkpoints(out / "nets", task, n_checkpoints, alpha=alpha, progress=False).files
+            for dim in (512, DIM):
+                trak = trak_of(task, out / str(dim), files, projection="sjlt", dim=dim, progress=False)
+                cells = []
+                for ridge in ridges:
+                    trak.ridge = ridge
+                    found = score_split(trak, task.data.test, progress=False)
+                    cells.append(f"{measure_lds(found, store).lds:.3f}")
+                print(f"| {name} | {dim} | {' | '.join(cells)} |", flush=True)
+
+
+def tumours() -> Dataset:
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    x, order = ((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32), np.random.default_rng(0).permutation(len(x))
+    return from_arrays("tumours", x[order[:400]], y[order[:400]], x[order[400:]], y[order[400:]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=["speed", "lds"])
+    parser.add_argument("--part", choices=["speed", "lds", "ridge"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=[], choices=list(WAYS))
@@ -319,6 +362,8 @@ def main() -> None:
         speed(given.batch, given.threads, given.ways, given.cases)
     if given.part in (None, "lds"):
         lds(given.checkpoints, given.models)
+    if given.part in (None, "ridge"):
+        by_ridge(given.checkpoints, 2 * given.models)
 
 
 if __name__ == "__main__":

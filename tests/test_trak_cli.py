@@ -90,7 +90,7 @@ def test_the_command_writes_what_the_library_returns(
     found = Attribution.load(folder / "r.h5ad")
     np.testing.assert_array_equal(found.weights, run.attribution.weights)
     assert found.provenance == json.loads(json.dumps(run.attribution.provenance))
-    assert found.provenance["estimator"]["ridges"] == [0.5] * COUNT
+    assert found.provenance["estimator"]["ridge"] == 0.5
     assert (facts["trained"], facts["parameters"], facts["dim"], facts["n_targets"]) == (COUNT, 8 + 18, 32, 60)
     assert facts["projection"] == "rademacher"
     assert run.checkpoints.seconds > 0
@@ -235,9 +235,9 @@ def test_the_folder_is_beside_the_file_by_default(
     ("arguments", "message"),
     [
         (["--projection", "magic"], "'auto', 'sjlt', 'rademacher', 'none'"),
-        (["--ridge", "much"], "a number of at least 0, or auto"),
-        (["--ridge", "-1"], "give a number of at least 0, or 'auto'"),
-        (["--ridge", "nan"], "give a number of at least 0, or 'auto'"),
+        (["--ridge", "auto"], "Invalid value for '--ridge'"),
+        (["--ridge", "-1"], "give a number of at least 0, in mean squared gradients"),
+        (["--ridge", "nan"], "give a number of at least 0, in mean squared gradients"),
         (["--checkpoints", "0"], "checkpoints is 0; give 1 or more"),
         (["--alpha", "0"], "above 0 and at most 1"),
         (["--alpha", "1.5"], "above 0 and at most 1"),

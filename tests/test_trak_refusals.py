@@ -316,11 +316,11 @@ def test_kernels_are_made_once_or_held_one_at_a_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Kernel, "__init__", counted)
     trak = featurized(model, cut(x, y), states)
     scores, own = trak.score(cut(x, y)).weights, trak.self_influence()
-    assert made == ["auto"] * 2
+    assert made == [1.0] * 2
     trak.ridge = 3.0
     trak.self_influence()
-    assert made == ["auto"] * 2 + [3.0] * 2
-    trak.ridge = "auto"
+    assert made == [1.0] * 2 + [3.0] * 2
+    trak.ridge = 1.0
     trak.featurize(cut(x, 2 - y), states)
     trak.featurize(cut(x, y), states)
     monkeypatch.setattr("datamodels.trak.trak._KEPT_KERNELS", 0)
@@ -328,7 +328,7 @@ def test_kernels_are_made_once_or_held_one_at_a_time(monkeypatch: pytest.MonkeyP
     alive.clear()
     np.testing.assert_array_equal(trak.score(cut(x, y)).weights, scores)
     np.testing.assert_array_equal(trak.self_influence(), own)
-    assert made == ["auto"] * 4
+    assert made == [1.0] * 4
     assert not any(alive)
 
 

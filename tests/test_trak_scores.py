@@ -23,7 +23,7 @@ from tests.trak_models import ForTraker, Own, Text, close, loop, small, states_o
 # -- the formula --------------------------------------------------------------------------------------
 
 
-def direct(model: nn.Module, train: Any, targets: Any, states: list[Any], ridge: float | None) -> NDArray[np.float64]:
+def direct(model: nn.Module, train: Any, targets: Any, states: list[Any], ridge: float) -> NDArray[np.float64]:
     """The formula of section 3, written down in float64."""
     inverse, weights = [], []
     for state in states:
@@ -31,19 +31,19 @@ def direct(model: nn.Module, train: Any, targets: Any, states: list[Any], ridge:
         model.eval()
         phi, target = (loop(model, one, len(one[1])).double().numpy() for one in (train, targets))
         kernel = phi.T @ phi
-        lam = 1e-3 * np.trace(kernel) / len(kernel) if ridge is None else ridge
+        lam = ridge * (phi**2).sum(axis=1).mean()
         inverse.append(phi @ np.linalg.solve(kernel + lam * np.eye(len(kernel)), target.T))
         margins = log_odds_margins(model(train[0]).detach().numpy(), train[1].numpy())
         weights.append(1 - 1 / (1 + np.exp(-margins)))
     return np.mean(inverse, axis=0) * np.mean(weights, axis=0)[:, None]
 
 
-@pytest.mark.parametrize("ridge", [None, 0.7])
-def test_scores_are_the_formula(ridge: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ridge", [1.0, 0.02])
+def test_scores_are_the_formula(ridge: float, tmp_path: Path) -> None:
     model, batches, states = small()
     train = tuple(torch.cat(one) for one in zip(*batches, strict=True))
     targets = (torch.randn(9, 5), torch.randint(0, 3, (9,)))
-    trak = TRAK(model, projection="none", ridge="auto" if ridge is None else ridge)
+    trak = TRAK(model, projection="none", ridge=ridge)
     trak.featurize(batches, states)
     found = trak.score([targets])
     assert model.training
@@ -87,7 +87,7 @@ def test_more_features_come_nearer_to_no_projection() -> None:
     batches = [(x[:50], y[:50]), (x[50:], y[50:])]
 
     def scores(**options: Any) -> NDArray[np.float32]:
-        trak = TRAK(model, ridge=50.0, **options)
+        trak = TRAK(model, **options)
         trak.featurize(batches, [model.state_dict()])
         return trak.score(batches).weights.ravel()
 
@@ -98,24 +98,26 @@ def test_more_features_come_nearer_to_no_projection() -> None:
         assert near > far
 
 
-def test_ridge_is_absolute_and_needed_when_features_outnumber_examples() -> None:
+def test_ridge_counts_in_mean_squared_gradients_and_is_needed_when_features_outnumber_examples() -> None:
     model, batches, states = small()
     weights = {}
     for ridge in (1e-2, 1.0, 1e6):
         trak = TRAK(model, dim=64, ridge=ridge)
         trak.featurize(batches, states)
         found = trak.score(batches[:1])
-        assert found.provenance["estimator"]["ridges"] == [ridge, ridge]
+        lengths = [float((one.rows() ** 2).sum(axis=1).mean()) for one in trak._features]
+        np.testing.assert_allclose(found.provenance["estimator"]["lambdas"], ridge * np.array(lengths), rtol=1e-5)
         weights[ridge] = found.weights
     phi, q = (np.stack([getattr(one, name)() for one in trak._features]) for name in ("rows", "weights"))
-    gradient_dot = np.mean([one @ one[:7].T for one in phi], axis=0) * q.mean(axis=0)[:, None]
+    gradient_dot = np.mean([one @ one[:7].T / size for one, size in zip(phi, lengths, strict=True)], axis=0)
+    gradient_dot *= q.mean(axis=0)[:, None]
     np.testing.assert_allclose(1e6 * weights[1e6], gradient_dot, rtol=1e-2, atol=1e-3)
     singular = TRAK(model, dim=64, ridge=0)
     singular.featurize(batches, states)
     with pytest.raises(RequestError, match="30 examples in 64 dimensions is singular with ridge 0"):
         singular.score(batches)
-    for bad in (-1.0, float("nan"), "large"):
-        with pytest.raises(RequestError, match="at least 0, or 'auto'"):
+    for bad in (-1.0, float("nan"), "auto"):
+        with pytest.raises(RequestError, match="at least 0, in mean squared gradients"):
             TRAK(model, ridge=bad)  # type: ignore[arg-type]
 
 
@@ -155,7 +157,7 @@ def test_text_in_dicts_with_logits_equals_tensors() -> None:
 
 
 def test_regression_of_a_linear_model_is_its_leverage() -> None:
-    """f = w x: the score is x_i (XᵀX + ridge I)⁻¹ x_t (y_i - f_i), the step that removes an example."""
+    """f = w x: the score is x_i (XᵀX + λ I)⁻¹ x_t (y_i - f_i), the step that removes an example."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1, bias=False)
     x, y = torch.randn(20, 3), torch.randn(20)
@@ -163,7 +165,8 @@ def test_regression_of_a_linear_model_is_its_leverage() -> None:
     trak.featurize([(x, y)], [model.state_dict()])
     found = trak.score([(x[:4], y[:4])])
     residual = (y - model(x)[:, 0]).detach()
-    expected = x @ torch.linalg.inv(x.T @ x + 0.5 * torch.eye(3)) @ x[:4].T * residual[:, None]
+    added = 0.5 * x.pow(2).sum(1).mean() * torch.eye(3)
+    expected = x @ torch.linalg.inv(x.T @ x + added) @ x[:4].T * residual[:, None]
     np.testing.assert_allclose(found.weights, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from datamodels.cli.common import ExecutorOptions, Json, PoolName, Seed, emit, executor_of, refuse_suffix
-from datamodels.errors import RequestError
 
 
 class TargetsName(StrEnum):
@@ -35,7 +34,9 @@ def trak(
         ProjectionName, typer.Option(help="Of gradients; auto: none for up to twice --dim parameters, else sjlt.")
     ] = ProjectionName.auto,
     dim: Annotated[int, typer.Option(help="Numbers that a gradient is projected to.")] = 2048,
-    ridge: Annotated[str, typer.Option(help="Added to the diagonal of the kernel, or auto.")] = "auto",
+    ridge: Annotated[
+        float, typer.Option(help="Added to the diagonal of the kernel, in mean squared lengths of a gradient.")
+    ] = 1.0,
     params: Annotated[
         list[str] | None,
         typer.Option(help="Names of parameters, or patterns like 'layer4.*'; all by default. May repeat."),
@@ -63,7 +64,6 @@ def trak(
     from datamodels.training.task import make_importable
 
     refuse_suffix(out, ".h5ad")
-    chosen = _ridge(ridge)
     make_importable(Path.cwd())
     task = TrainRecipe.read(recipe)
     if calibrate is not None:
@@ -81,7 +81,7 @@ def trak(
         alpha=alpha,
         projection=projection.value,
         dim=dim,
-        ridge=chosen,
+        ridge=ridge,
         params=params or None,
         seed=seed,
         executor=executor_of(executor, executor_option),
@@ -124,12 +124,3 @@ def _text(facts: dict[str, Any]) -> str:
     )
     text += "" if facts["calibrated_on"] is None else f", calibrated on {facts['calibrated_on']}"
     return f"{text}; {facts['seconds']:.1f} seconds"
-
-
-def _ridge(text: str) -> float | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError:
-        raise RequestError(f"--ridge is {text!r}; give a number of at least 0, or auto (default)") from None

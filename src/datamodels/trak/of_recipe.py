@@ -27,6 +27,7 @@ from datamodels.progress import Progress
 from datamodels.training.ensemble import SplitName, TrainedModels, TrainRecipe, train_models
 from datamodels.training.recipes import Recipe
 from datamodels.training.streams import Streams
+from datamodels.trak.scores import RIDGE_UNIT
 from datamodels.trak.trak import MOST_COORDINATES, TRAK
 from datamodels.version import versions
 
@@ -82,7 +83,7 @@ def trak_of_recipe(
     alpha: float = 0.5,
     projection: str = "auto",
     dim: int = 2048,
-    ridge: float | Literal["auto"] = "auto",
+    ridge: float = 1.0,
     params: Sequence[str] | None = None,
     seed: int = 0,
     executor: str | MakePool = "local",
@@ -131,7 +132,7 @@ def trak_of_recipe(
     gradients = _hash(networks, projection, dim, chosen)
     trak = _trak(task, folder / "features" / gradients, projection, dim, ridge, chosen, seed)
     trained = train_checkpoints(folder / "checkpoints", task, checkpoints, alpha=alpha, seed=seed, progress=progress)
-    known = folder / "scores" / f"{_hash(gradients, checkpoints, ridge, targets)}.h5ad"
+    known = folder / "scores" / f"{_hash(gradients, checkpoints, [ridge, RIDGE_UNIT], targets)}.h5ad"
     if known.exists():
         return TrakRun(Attribution.load(known), trained)
     trak.featurize(_batches(task.data.train), trained.files, executor=executor, progress=progress)
@@ -196,7 +197,7 @@ def trak_of(
     *,
     projection: str = "auto",
     dim: int = 2048,
-    ridge: float | Literal["auto"] = "auto",
+    ridge: float = 1.0,
     params: Sequence[str] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -274,7 +275,7 @@ def _trak(
     folder: str | Path,
     projection: str,
     dim: int,
-    ridge: float | Literal["auto"],
+    ridge: float,
     params: Sequence[str] | None,
     seed: int,
 ) -> TRAK:

@@ -1,4 +1,4 @@
-"""From features to scores: TRAK's τ = [mean over checkpoints of Φ (ΦᵀΦ + ridge I)⁻¹ φ] × [mean of Q] (Park et al. 2023, section 3),
+"""From features to scores: TRAK's τ = [mean over checkpoints of Φ (ΦᵀΦ + λ I)⁻¹ φ] × [mean of Q] (Park et al. 2023, section 3),
 and products of loss gradients as they are."""
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from datamodels.errors import RequestError
 
-AUTO_RIDGE = 1e-3
-"""What ``ridge="auto"`` is of the mean diagonal of ΦᵀΦ."""
+RIDGE_UNIT = "mean squared gradient of a checkpoint"
 
 _ROWS = 4096
 _TARGETS = 1024
@@ -22,17 +21,24 @@ Similarity = Literal["dot", "cosine"]
 
 
 class Kernel:
-    """ΦᵀΦ + ridge I of the features (n, dim) of one checkpoint, factored in float64.
+    """ΦᵀΦ + λ I of the features (n, dim) of one checkpoint, factored in float64.
+
+    Parameters
+    ----------
+    features
+        Φ.
+    ridge
+        λ in units of the mean squared length of a row of Φ, which no projection changes.
 
     Attributes
     ----------
-    ridge
-        What was added to the diagonal.
+    added
+        λ, what was added to the diagonal.
     nbytes
         Memory that it takes.
     """
 
-    def __init__(self, features: Matrix, ridge: float | Literal["auto"]) -> None:
+    def __init__(self, features: Matrix, ridge: float) -> None:
         from scipy.linalg import LinAlgError, cho_factor
 
         dim = features.shape[1]
@@ -43,8 +49,8 @@ class Kernel:
                 gram += block.T @ block
         if not np.isfinite(gram).all():
             norms(features, np.ones(len(features)), "train example")  # says which
-        self.ridge = AUTO_RIDGE * float(np.trace(gram)) / dim if ridge == "auto" else float(ridge)
-        gram[np.diag_indices(dim)] += self.ridge
+        self.added = ridge * float(np.trace(gram)) / len(features)
+        gram[np.diag_indices(dim)] += self.added
         self.nbytes = gram.nbytes
         try:
             self._factor = cho_factor(gram, lower=True, overwrite_a=True)
@@ -53,12 +59,12 @@ class Kernel:
                 raise LinAlgError
         except LinAlgError:
             raise RequestError(
-                f"the kernel of {len(features)} examples in {dim} dimensions is singular with ridge {self.ridge:g}; "
-                "give a larger ridge, or 'auto', which is 1e-3 of its mean diagonal"
+                f"the kernel of {len(features)} examples in {dim} dimensions is singular with ridge {ridge:g}; "
+                "give a larger one: 1 (default) is the mean squared length of a gradient"
             ) from None
 
     def solve(self, targets: Matrix) -> None:
-        """Replace each row φ of (t, dim) by (ΦᵀΦ + ridge I)⁻¹ φ.
+        """Replace each row φ of (t, dim) by (ΦᵀΦ + λ I)⁻¹ φ.
 
         Raises
         ------
@@ -73,7 +79,7 @@ class Kernel:
             block[:] = cho_solve(self._factor, block.T.astype(np.float64)).T
 
     def own_scores(self, features: Matrix) -> NDArray[np.float64]:
-        """φᵀ (ΦᵀΦ + ridge I)⁻¹ φ of each row of (n, dim), (n,)."""
+        """φᵀ (ΦᵀΦ + λ I)⁻¹ φ of each row of (n, dim), (n,)."""
         from scipy.linalg import solve_triangular
 
         found = np.empty(len(features))

@@ -31,7 +31,7 @@ from datamodels.trak.outputs import State, resolve
 from datamodels.trak.projections import projection_of
 from datamodels.trak.ranges import Range, ranges_of
 from datamodels.trak.scores import (
-    AUTO_RIDGE,
+    RIDGE_UNIT,
     Kernel,
     Similarity,
     loss_factors,
@@ -70,7 +70,7 @@ class TRAK:
     With Φ_c (n, dim) the projected gradients of the model output at the train examples under checkpoint c, φ_c those of a
     target, and Q_c = 1 - p (for classification; -dℓ/df in general),
 
-        τ = [mean_c Φ_c (Φ_cᵀΦ_c + ridge I)⁻¹ φ_c] × [mean_c Q_c].
+        τ = [mean_c Φ_c (Φ_cᵀΦ_c + λ_c I)⁻¹ φ_c] × [mean_c Q_c].
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ class TRAK:
     seed
         Of the projection.
     ridge
-        Added to ΦᵀΦ of the projected gradients as they are; ``"auto"`` is 1e-3 of its mean diagonal, per checkpoint.
+        λ_c in units of the mean squared length of the n projected gradients under checkpoint c, at least 0. Projections keep
+        lengths, so it does not depend on `dim`. LDS is best near 1 on every dataset that we tried (``benchmarks/trak.py --part ridge``).
     params
         Names of parameters to use, or patterns like ``"layer4.*"``; all by default.
     device
@@ -113,16 +114,17 @@ class TRAK:
         projection: str = "sjlt",
         dim: int = 2048,
         seed: int = 0,
-        ridge: float | Literal["auto"] = "auto",
+        ridge: float = 1.0,
         params: str | Sequence[str] | None = None,
         device: str | torch.device | None = None,
         out: str | Path | None = None,
     ) -> None:
-        number = isinstance(ridge, int | float | np.integer | np.floating)
-        if not (isinstance(ridge, str) and ridge == "auto") and not (number and 0 <= ridge < math.inf):
-            raise RequestError(f"ridge is {ridge!r}; give a number of at least 0, or 'auto' (default)")
+        if not (isinstance(ridge, int | float | np.integer | np.floating) and 0 <= ridge < math.inf):
+            raise RequestError(
+                f"ridge is {ridge!r}; give a number of at least 0, in mean squared gradients (default 1)"
+            )
         self.model = unwrapped(model, device)
-        self.ridge: float | Literal["auto"] = float(ridge) if number else "auto"
+        self.ridge = float(ridge)
         self._task = resolve(task)
         self._names = chosen_names(self.model, params)
         self._gradients = Gradients(self.model, self._task, self._names)
@@ -136,7 +138,7 @@ class TRAK:
         self._train: Iterable[Any] = ()
         self._features: list[Features] = []
         self._manifests: list[dict[str, Any]] = []
-        self._kernels: dict[int, tuple[float | str, Kernel]] = {}
+        self._kernels: dict[int, tuple[float, Kernel]] = {}
 
     # -- features -------------------------------------------------------------------------------------
 
@@ -233,16 +235,15 @@ class TRAK:
         """
         train = self._complete()
         factors = [self._weights() / len(train)] * len(train)
-        ridges: list[float] = []
+        added: list[float] = []
 
         def query(c: int) -> Callable[[Features], None]:
             kernel = self._kernel(c)
-            ridges.append(kernel.ridge)
+            added.append(kernel.added)
             return lambda target: kernel.solve(target.rows(writable=True))
 
         weights = self._products(target_loader, query, factors, out, progress)
-        rule = f"{AUTO_RIDGE:g} x mean diagonal, per checkpoint" if self.ridge == "auto" else "absolute"
-        settings = {"ridge": self.ridge, "ridge_rule": rule, "ridges": ridges}
+        settings = {"ridge": self.ridge, "ridge_unit": RIDGE_UNIT, "lambdas": added}
         return self._attribution(weights, "TRAK", UNITS, "arXiv:2303.14186", settings)
 
     def similarity(
