@@ -141,7 +141,10 @@ class StoreContract:
         store.write_row(0, values(0))
         store.record_failure(5, "it failed")
         store.record_failure(6, "it failed too")
+        assert sorted(store.failures()) == [5, 6]
         store.write_row(6, values(6))
+        store.record_failure(0, "a latecomer's")
+        assert list(store.failures()) == [5]
         status = store.status()
         assert (status.models, status.completed, status.failed, status.pending) == (10, 2, 1, 7)
         assert status.failed_rows == [5]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from datamodels import block_task
+from datamodels.store import Store
 
 
 def good(index: int, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -54,6 +55,13 @@ def dies_on_three(index: int) -> dict[str, Any]:
     if index == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"margins": np.zeros(4)}
+
+
+def dies_once_three_is_written(index: int) -> dict[str, Any]:
+    """The row is in the store before its process is lost."""
+    if index == 3:
+        Store.open(os.environ["STORE"]).write_row(3, {"margins": np.zeros(4)})
+    return dies_on_three(index)
 
 
 def exits_on_three(index: int) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def test_a_worker_that_dies_is_replaced_and_only_its_row_fails(new_store: NewSto
     assert "signal SIGKILL" in store.failure_log(3)
 
 
+def test_a_row_that_was_written_before_its_worker_died_is_no_failure(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(12)
+    monkeypatch.setenv("STORE", str(store.path))
+    summary = train(store, tasks.dies_once_three_is_written, jobs=1)
+    assert (summary.ok, summary.failed, summary.done, summary.there) == (True, [], 11, 1)
+    assert store.failures() == {}
+
+
 def test_a_campaign_whose_first_rows_all_fail_is_stopped(new_store: NewStore) -> None:
     store = new_store(200)
     summary = train(store, tasks.forgets_to_return, jobs=2)

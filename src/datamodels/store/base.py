@@ -406,7 +406,7 @@ class Store(ABC):
 
     @abstractmethod
     def failures(self) -> dict[int, str]:
-        """Rows whose last attempt failed, and where their logs are; see `failure_log`."""
+        """Rows whose last attempt failed and that nobody has completed, and where their logs are; see `failure_log`."""
 
     @abstractmethod
     def failure_log(self, row: int) -> str:
@@ -438,7 +438,7 @@ class Store(ABC):
     def status(self) -> Status:
         """Counts, failures, and, while campaigns run, their rate and the time left."""
         done = self.completed()
-        failed = sorted(row for row in self.failures() if row < len(done) and not done[row])
+        failed = sorted(self.failures())
         rate = sum(
             beat.get("rows_per_second", 0)
             for beat in self.campaigns()

@@ -301,7 +301,9 @@ class NpyStore(Store):
     def failures(self) -> dict[int, str]:
         folder = self.path / "failures"
         files = folder.glob("*.log") if folder.is_dir() else ()
-        return {int(file.stem): str(file) for file in files if file.stem.isdecimal()}
+        logs = {int(file.stem): str(file) for file in files if file.stem.isdecimal()}
+        done = self.completed() if logs else np.empty(0, np.bool_)
+        return {row: log for row, log in logs.items() if row < len(done) and not done[row]}
 
     def failure_log(self, row: int) -> str:
         file = self.path / "failures" / f"{row}.log"

@@ -305,6 +305,11 @@ class _Campaign:
             if outcome.ended == "done":
                 known = self.seconds_per_row
                 self.seconds_per_row = outcome.seconds if known is None else 0.8 * known + 0.2 * outcome.seconds
+        elif (
+            outcome.ended != "failed" and self.store.completed()[row]
+        ):  # its worker was lost between row and word of it
+            self.failed.pop(row, None)
+            self.there += 1
         else:
             self._take_failure(outcome)
 
