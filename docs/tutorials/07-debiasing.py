@@ -103,14 +103,13 @@ plt.show()
 # %% [markdown]
 # ## 3. Which training images teach the shortcut?
 #
-# **Attribution** says how much each training image raises the margin of each test image. We take TRAK's, from a few networks on random halves, with
-# a ridge that was chosen as in the previous tutorial.
+# **Attribution** says how much each training image raises the margin of each test image. We take TRAK's, from a few networks on random halves.
 #
 # The test set is split once more: the **choice** half decides what is removed, the **report** half measures. Whoever uses the same images
 # for both will find improvements in noise.
 
 # %%
-OPTIONS = {"checkpoints": NETWORKS, "projection": "sjlt", "dim": 512, "ridge": 1000.0, "progress": False}
+OPTIONS = {"checkpoints": NETWORKS, "projection": "sjlt", "dim": 512, "progress": False}
 choice = np.arange(0, N_TEST, 2)
 trak = trak_of_recipe(task, "runs/trak", **OPTIONS).attribution[choice]
 print(trak)
