@@ -56,6 +56,9 @@ class Runner(Protocol):
     #: Whether a block is one indivisible step; its time limit then counts for the whole block.
     whole_blocks: bool
 
+    #: The GPUs of this machine that rows use, one per worker, as `datamodels.devices.gpus_of` names them; none for a CPU.
+    gpus: tuple[str, ...]
+
     def prepare(self) -> None:
         """Load whatever rows need; called once per worker, and outside of any time limit."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from datamodels.devices import VISIBLE
 from datamodels.errors import RequestError, first_line
 from datamodels.executors.base import Executor, RowOutcome, Runner, thread_limits, trace_of, usable_cpus
 
@@ -28,6 +29,7 @@ class _Worker:
     process: Any
     pipe: Connection
     alive: Connection
+    number: int
     pending: list[int] = field(default_factory=list)
     running: int | None = None
     since: float = 0.0
@@ -53,7 +55,7 @@ class LocalExecutor(Executor):
     runner
         What each worker runs.
     jobs
-        Number of worker processes; by default one per CPU.
+        Number of worker processes; by default one per GPU of the runner, or one per CPU when it has none.
     timeout
         Seconds that one row may take, None for no limit; for block tasks a block may take as many times that as it has
         rows. The worker is then replaced.
@@ -70,7 +72,7 @@ class LocalExecutor(Executor):
             raise RequestError(f"threads is {threads}; give 1 or more")
         if timeout is not None and timeout <= 0:
             raise RequestError(f"timeout is {timeout}; give seconds above 0")
-        self.slots = jobs or usable_cpus()
+        self.slots = jobs or len(runner.gpus) or usable_cpus()
         self._runner = runner
         self._payload = b""
         self._timeout = timeout
@@ -90,7 +92,7 @@ class LocalExecutor(Executor):
                 f"the task cannot be sent to worker processes ({first_line(error)}): name it as 'PKG.MODULE:FUNCTION', "
                 "or use executor='inline'"
             ) from None
-        self._workers = [self._start() for _ in range(self.slots)]
+        self._workers = [self._start(number) for number in range(self.slots)]
         for worker in self._workers:
             self._feed(worker)
         return self
@@ -104,11 +106,13 @@ class LocalExecutor(Executor):
             worker.end()
         self._workers = []
 
-    def _start(self) -> _Worker:
+    def _start(self, number: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         watched, held = context.Pipe(duplex=False)
         environment = thread_limits(self._threads)
+        if self._runner.gpus:
+            environment[VISIBLE] = self._runner.gpus[number % len(self._runner.gpus)]
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
@@ -123,7 +127,7 @@ class LocalExecutor(Executor):
                     os.environ[name] = value
         theirs.close()
         watched.close()
-        return _Worker(process, ours, held, since=time.monotonic())
+        return _Worker(process, ours, held, number, since=time.monotonic())
 
     def _feed(self, worker: _Worker) -> None:
         """Send the task. It may be larger than a pipe holds, so it goes to a process that can read it, or has died."""
@@ -132,7 +136,7 @@ class LocalExecutor(Executor):
 
     def _renew(self, worker: _Worker) -> None:
         """Put another process in the place of a worker."""
-        fresh = self._start()
+        fresh = self._start(worker.number)
         self._workers[self._workers.index(worker)] = fresh
         self._feed(fresh)
 

@@ -18,6 +18,7 @@ class PackedRunner:
     content: bytes | Path
     place: str
     whole_blocks: bool
+    gpus: tuple[str, ...] = ()  # of another machine, whose scheduler gives them to its workers
     _runner: Any = field(default=None, repr=False)
 
     def prepare(self) -> None:

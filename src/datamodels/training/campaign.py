@@ -22,7 +22,7 @@ from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_na
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS, Rows, rows_named
 from datamodels.store import Store
-from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_task
+from datamodels.training.task import BlockTask, TaskRunner, fingerprint, gpus_wanted, load_task
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
@@ -110,7 +110,8 @@ def train(
         ``local``: worker processes on this machine. ``inline``: this process, for debugging. ``ray``, ``slurm``: a
         cluster, with its defaults; `datamodels.executors.Ray` and `datamodels.executors.Slurm` take its settings.
     jobs
-        Worker processes; by default one per CPU (of a cluster: what the executor says).
+        Worker processes; by default one per CPU, or one per GPU for tasks that train on them (of a cluster: what the executor
+        says). More than there are GPUs share them evenly.
     timeout
         Seconds per row; a block of a block task may take as many times that as it has rows. The worker is then
         replaced and the row (the block) fails.
@@ -141,7 +142,7 @@ def train(
         raise RequestError(f"retries is {retries}; give 0 or more")
     wanted = rows_named(rows, store.n_models)
     function = load_task(task)
-    runner = TaskRunner(store.address, task, isinstance(function, BlockTask))
+    runner = TaskRunner(store.address, task, isinstance(function, BlockTask), gpus_wanted(function))
     runner.prepare()
     make = executor_named(executor) if isinstance(executor, str) else executor
     where = make(runner, jobs=jobs, timeout=timeout, threads=threads)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from datamodels import datasets
 from datamodels.datasets import Dataset
 from datamodels.design import Design
+from datamodels.devices import device_named, gpus_of
 from datamodels.errors import RequestError
 from datamodels.files import read_yaml
 from datamodels.training.chain import CHAINS, Chain
@@ -28,7 +29,6 @@ from datamodels.training.task import BlockTask
 Engine = Literal["auto", "compiled", "torch"]
 SplitName = Literal["test", "train"]
 _BLOCK = 100
-_SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _DTYPES = ("float16", "float32", "float64")
 
 
@@ -94,7 +94,7 @@ def train_models(
     empty = next((k for k, row in enumerate(rows) if not len(row.members)), None)
     if empty is not None:
         raise RequestError(f"model {empty} of {len(rows)} has no training examples; choose a larger alpha")
-    place = "cpu" if engine == "compiled" and device == "auto" else _device(device)
+    place = "cpu" if engine == "compiled" and device == "auto" else device_named(device)
     possible = recipe.architecture in CHAINS and recipe.precision == "float32" and place == "cpu"
     if engine == "compiled" and not possible:
         raise RequestError(
@@ -117,16 +117,6 @@ def train_models(
             recipe, made, inputs, y, rows, n_classes=n_classes, device=place, size=stack, stop=stop
         )  # fmt: skip
     return TrainedModels(trained, scale, recipe.flip_average)
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    if not any(Path(sign).exists() for sign in _SIGNS_OF_A_GPU):  # importing torch to ask it takes seconds
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,6 +294,11 @@ class TrainRecipe:
     def block_task(self) -> BlockTask:
         """What `datamodels.train` takes."""
         return BlockTask(self, self.block_size)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs of this machine that rows are trained on, one per worker, as `gpus_of`; none by the compiled engine."""
+        return () if self.engine == "compiled" else gpus_of(self.device)
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from datamodels.devices import device_named, gpus_of
 from datamodels.errors import RequestError, RowError, first_line
 
 
@@ -96,14 +97,17 @@ class TransformerLearner:
     device: str
 
     @property
+    def gpus(self) -> tuple[str, ...]:
+        return gpus_of(self.device)
+
+    @property
     def code(self) -> str:
         return repr((_source(self.make_model), self.epochs, self.batch_size, self.lr, self.weight_decay))
 
     def scores(self, x: Any, y: NDArray[np.int64], evaluated: list[Any], rng: np.random.Generator) -> list[Any]:
         import torch
 
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        device = torch.device(name)
+        device = torch.device(device_named(self.device))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(rng.integers(2**63)))
             model = self.make_model().to(device)

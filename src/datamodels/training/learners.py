@@ -94,6 +94,11 @@ class LearnerTask:
         sizes = {part: len(self._labels(part)) for part in self.splits}
         return schema_of_splits(self.outputs, sizes, self.n_classes, self.dtype)
 
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs of this machine that rows are trained on, one per worker, as far as the learner says so."""
+        return getattr(self.learner, "gpus", ())
+
     def _labels(self, part: str) -> NDArray[np.int64]:
         return self.y if part == "train" else self.y_test
 
@@ -272,7 +277,7 @@ def hf_task(
     batch_size: int,
     lr: float,
     weight_decay: float = 0.0,
-    device: str = "cpu",
+    device: str = "auto",
     outputs: Sequence[str] = ("margins",),
     splits: Sequence[str] = ("test",),
     dtype: str = "float32",

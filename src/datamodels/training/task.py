@@ -115,6 +115,12 @@ def fingerprint(function: Function) -> str:
     return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
+def gpus_wanted(function: Function) -> tuple[str, ...]:
+    """The GPUs of this machine that a task asks for by an attribute ``gpus``, as `datamodels.devices.gpus_of`; most ask for none."""
+    inner = function.function if isinstance(function, BlockTask) else function
+    return tuple(getattr(inner, "gpus", ()))
+
+
 _ROW_NAMES = ("index", "mask", "rng", "params", "logdir", "design")
 _NEED_DESIGN = ("mask", "masks", "design")
 _BLOCK_NAMES = ("indices", "masks", "rngs", "params", "logdir", "design")
@@ -152,13 +158,14 @@ def arguments_of(function: Function) -> tuple[bool, tuple[str, ...]]:
 class TaskRunner:
     """Runs rows of a store with a task and writes them; what an executor carries to its workers.
 
-    ``place`` is the store's address. The ``logdir`` of tasks is in the store's folder; of a remote store, in a folder for
+    ``place`` is the store's address, ``gpus`` are those that the task asks for. The ``logdir`` of tasks is in the store's folder; of a remote store, in a folder for
     temporary files of the worker's machine.
     """
 
     place: str
     task: str | Function
     whole_blocks: bool = False
+    gpus: tuple[str, ...] = ()
     _store: Store | None = field(default=None, repr=False)
     _function: Any = field(default=None, repr=False)
     _first: bool = field(default=False, repr=False)

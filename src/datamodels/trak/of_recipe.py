@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from datamodels.attribution import Attribution
 from datamodels.datasets import Split
+from datamodels.devices import device_named
 from datamodels.errors import RequestError
 from datamodels.executors.pool import MakePool
 from datamodels.files import replacing
@@ -283,7 +284,7 @@ def _trak(
     from datamodels.training.modules import module_of
 
     module = module_of(task.recipe, task.data.train.x.shape[1:], task.data.n_classes)
-    device = task.device if task.device != "auto" else "cuda" if torch.cuda.is_available() else None
+    device = device_named(task.device)
     given: dict[str, Any] = {"dim": dim, "seed": seed, "ridge": ridge, "params": params, "device": device}
     if projection == "auto":
         plain = TRAK(module, projection="none", out=folder, **given)
