@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -31,6 +33,34 @@ def test_neighbours_are_the_strongest_of_either_sign() -> None:
         "helpful": [{"train": 2, "weight": 2.0}, {"train": 0, "weight": 0.5}],
         "harmful": [{"train": 4, "weight": -3.0}, {"train": 1, "weight": pytest.approx(-0.1)}],
     }
+
+
+def test_neighbours_bear_the_names_of_their_examples() -> None:
+    weights = np.array([[0.5, 0.0], [-0.1, 1.0], [2.0, -1.0]])
+    named = Attribution(
+        weights,
+        np.zeros(2),
+        train_facts={"ids": np.array(["ann", "bob", "cy"])},
+        target_facts={"ids": np.array(["x", "7"])},
+    )
+    found = neighbours(named, "x", k=2)
+    assert (found.target, found.id) == (0, "x")
+    assert found.helpful.ids is not None
+    assert found.helpful.ids.tolist() == ["cy", "ann"]
+    assert found.to_dict()["harmful"] == [{"train": 1, "id": "bob", "weight": pytest.approx(-0.1)}]
+    assert named.top("7", 1).ids == ["bob"]
+    assert named.top(1, 1).indices == [1]
+    for name, message in (
+        ("y", "no targets are named 'y'; names look like 'x'"),
+        (7, r"target 7 is outside of 0\.\.1"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            named.top(name)
+    twice = replace(named, target_facts={"ids": np.array(["x", "x"])})
+    with pytest.raises(RequestError, match="2 targets are named 'x'"):
+        twice.top("x")
+    with pytest.raises(RequestError, match=r"'x' is a name, and these targets have none: give a number in 0\.\.1"):
+        Attribution(weights, np.zeros(2)).top("x")
 
 
 def test_embedding_is_pca_of_unit_vectors_and_ignores_their_length() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -161,6 +162,17 @@ def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -
     Attribution(weights, np.zeros(20)).save("a.h5ad")
     near = in_process(capsys, "neighbours", "a.h5ad", "3", "-k", "2")
     assert near["helpful"][0]["train"] == 0
+    names = {"ids": np.arange(20)[::-1].astype(str)}
+    Attribution(weights, np.zeros(20), target_facts=names, train_facts={"ids": np.arange(30).astype(str)}).save(
+        "n.h5ad"
+    )
+    assert in_process(capsys, "neighbours", "n.h5ad", "3")["id"] == "16"
+    assert in_process(capsys, "neighbours", "n.h5ad", "16", "--by-name") == in_process(
+        capsys, "neighbours", "n.h5ad", "3"
+    )
+    with pytest.raises(SystemExit, match="0"):
+        cli_main(["neighbours", "n.h5ad", "3", "-k", "1"])
+    assert re.search(r"most helpful to target 3, 16:\n  train +0 +\+1\S*  0\n", capsys.readouterr().out)
     Path("labels.txt").write_text("\n".join("ab"[label] for label in labels) + "\n")
     np.save("features.npy", rng.normal(size=(20, 5)))
     found = in_process(capsys, "subgroups", "a.h5ad", "--labels", "labels.txt", "--features", "features.npy")
@@ -195,7 +207,7 @@ def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -
         (["init", "st", "--spec", "spec.json", "--n-train", "10"], "for example 0.5"),
         (["status", "nowhere"], "there is no store"),
         (["evaluate", "nowhere.h5ad", "st"], "there is no file"),
-        (["neighbours", "nowhere.h5ad", "x"], "valid integer"),
+        (["neighbours", "nowhere.h5ad", "x"], "nowhere.h5ad"),
         (["report", "nowhere"], "there is no run"),
         (["demo", "--models", "3"], "at least 160"),
         (["bogus"], "No such command 'bogus'"),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _UNS = "datamodels"
 _ARRAY = "__array__"
+IDS = "ids"
+"""The fact of training examples, and of targets, that holds their names."""
 _RESERVED = ("bias", "train_column", "_index")
 Sign = Literal["positive", "negative", "absolute"]
 Orientation = Literal["train_by_target", "target_by_train"]
@@ -38,10 +40,13 @@ class Top(NamedTuple):
         (k,) which they are.
     weights
         (k,) their weights.
+    ids
+        (k,) their names, None when the attribution has none.
     """
 
     indices: NDArray[np.int64]
     weights: NDArray[np.float32]
+    ids: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,13 +200,38 @@ class Attribution:
             raise RequestError(f"masks have shape {array.shape}; their last axis must be n_train = {self.n_train}")
         return (array.astype(np.float32) @ self.weights).astype(np.float64) + self.bias
 
-    def top(self, target: int, k: int = 10, *, sign: Sign = "positive") -> Top:
+    def target_named(self, target: int | str) -> int:
+        """The number of a target: of a name, where its fact `IDS` has it once; a number is itself.
+
+        Raises
+        ------
+        RequestError
+            when there is no such target, or several have the name.
+        """
+        if isinstance(target, str):
+            names = self.target_facts.get(IDS)
+            if names is None:
+                raise RequestError(
+                    f"target {target!r} is a name, and these targets have none: give a number in 0..{self.n_targets - 1}"
+                )
+            found = np.flatnonzero(np.asarray(names).astype(str) == target)
+            if len(found) != 1:
+                raise RequestError(
+                    f"{len(found) or 'no'} targets are named {target!r}; names look like {str(names[0])!r}, or give a number in "
+                    f"0..{self.n_targets - 1}"
+                )
+            return int(found[0])
+        if not 0 <= target < self.n_targets:
+            raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
+        return int(target)
+
+    def top(self, target: int | str, k: int = 10, *, sign: Sign = "positive") -> Top:
         """The k training examples with the strongest weights for a target, strongest first.
 
         Parameters
         ----------
         target
-            Its column.
+            Its column, or its name.
         k
             How many; fewer come back when fewer weights have that sign, since examples of weight 0 are never listed.
         sign
@@ -212,15 +242,14 @@ class Attribution:
         RequestError
             when there is no such target or sign.
         """
-        if not 0 <= target < self.n_targets:
-            raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
-        column = self.weights[:, target]
+        column = self.weights[:, self.target_named(target)]
         scores = {"positive": column, "negative": -column, "absolute": np.abs(column)}.get(sign)
         if scores is None:
             raise RequestError(f"sign {sign!r} is unknown; legal: positive, negative, absolute")
         order = np.argsort(-scores, kind="stable")[: max(k, 0)]
         order = order[scores[order] > 0]
-        return Top(order.astype(np.int64), column[order])
+        names = self.train_facts.get(IDS)
+        return Top(order.astype(np.int64), column[order], None if names is None else np.asarray(names)[order])
 
     def select(self, targets: Any) -> Attribution:
         """The same attribution for some `targets`: a slice, indices (k,), or a bool mask (n_targets,). ``attribution[targets]`` does it, too.

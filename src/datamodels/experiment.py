@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.applications.subgroups import IDS, with_ids
-from datamodels.attribution import Attribution
+from datamodels.applications.subgroups import with_ids
+from datamodels.attribution import IDS, Attribution
 from datamodels.datasets import Dataset
 from datamodels.design import Design, Kind
 from datamodels.errors import CampaignError, DatamodelsWarning, RequestError

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.attribution import Attribution, Top
+from datamodels.attribution import IDS, Attribution, Top
 from datamodels.errors import RequestError
 
 
@@ -18,6 +18,8 @@ class Neighbours(NamedTuple):
     ----------
     target
         Column of the attribution.
+    id
+        Its name, None when the attribution has none.
     helpful, harmful
         Those that raise its output, and those that lower it; strongest first.
     """
@@ -25,22 +27,23 @@ class Neighbours(NamedTuple):
     target: int
     helpful: Top
     harmful: Top
+    id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Both lists by training example and weight, JSON-ready."""
-        return {
-            "target": self.target,
-            **{
-                name: [
-                    {"train": int(index), "weight": float(weight)}
-                    for index, weight in zip(top.indices, top.weights, strict=True)
-                ]
-                for name, top in (("helpful", self.helpful), ("harmful", self.harmful))
-            },
-        }
+        """Both lists by training example, its name where it has one, and weight, JSON-ready."""
+        out: dict[str, Any] = {"target": self.target}
+        if self.id is not None:
+            out["id"] = self.id
+        for name, top in (("helpful", self.helpful), ("harmful", self.harmful)):
+            names = [{} for _ in top.indices] if top.ids is None else [{"id": str(one)} for one in top.ids]
+            out[name] = [
+                {"train": int(index), **named, "weight": float(weight)}
+                for index, named, weight in zip(top.indices, names, top.weights, strict=True)
+            ]
+        return out
 
 
-def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours:
+def neighbours(attribution: Attribution, target: int | str, k: int = 10) -> Neighbours:
     """The k most helpful and the k most harmful training examples of a target, by weight.
 
     Parameters
@@ -48,7 +51,7 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
     attribution
         Of many targets.
     target
-        Its column.
+        Its column, or its name.
     k
         How many of each; fewer come back when fewer weights have that sign (the lasso sets most to 0).
 
@@ -59,7 +62,14 @@ def neighbours(attribution: Attribution, target: int, k: int = 10) -> Neighbours
     """
     if k < 1:
         raise RequestError(f"k is {k}; give 1 or more")
-    return Neighbours(target, attribution.top(target, k, sign="positive"), attribution.top(target, k, sign="negative"))
+    number = attribution.target_named(target)
+    names = attribution.target_facts.get(IDS)
+    return Neighbours(
+        number,
+        attribution.top(number, k, sign="positive"),
+        attribution.top(number, k, sign="negative"),
+        None if names is None else str(names[number]),
+    )
 
 
 def overlap(first: Attribution, second: Attribution, k: int = 10) -> NDArray[np.float64]:

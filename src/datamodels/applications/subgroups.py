@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.applications.clustering import Method, as_labels, check_method, cluster, embed
 from datamodels.applications.refits import Source, StabilityCurve, choose_clusters
-from datamodels.attribution import Attribution
+from datamodels.attribution import IDS, Attribution
 from datamodels.datasets import Dataset
 from datamodels.errors import RequestError
 from datamodels.regression.estimator import Estimator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import anndata
 
 __all__ = ["Method", "Subgroups", "embed", "subgroups", "with_ids", "write_to"]
-IDS = "ids"  # of target_facts and train_facts: names of the samples
 
 
 @dataclass(frozen=True, eq=False)

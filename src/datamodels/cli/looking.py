@@ -22,22 +22,28 @@ from datamodels.errors import RequestError
 
 def neighbours(
     file: AttributionPath,
-    target: Annotated[int, typer.Argument(help="Target number.")],
+    target: Annotated[str, typer.Argument(help="Target, by its number, or by its name where it has one.")],
     k: Annotated[int, typer.Option("-k", help="How many of each.")] = 10,
+    by_name: Annotated[bool, typer.Option(help="TARGET is a name, also when it looks like a number.")] = False,
     as_json: Json = False,
 ) -> None:
     """The training examples that help and harm one target most.
 
     Example: datamodels neighbours lasso.h5ad 12 -k 5
+
+    Example: datamodels neighbours cells.h5ad AAACCTGAGCCCAATT-1
     """
     from datamodels.applications.neighbours import neighbours as run
     from datamodels.attribution import Attribution
 
-    found = run(Attribution.load(file), target, k)
+    number = not by_name and target.lstrip("-").isdecimal()
+    found = run(Attribution.load(file), int(target) if number else target, k)
     lines = []
+    said = f"target {found.target}" if found.id is None else f"target {found.target}, {found.id}"
     for name, top in (("most helpful", found.helpful), ("most harmful", found.harmful)):
-        lines.append(f"{name} to target {target}:" + ("" if len(top.indices) else " none"))
-        lines += [f"  train {i:>7}  {w:+.5g}" for i, w in zip(top.indices, top.weights, strict=True)]
+        lines.append(f"{name} to {said}:" + ("" if len(top.indices) else " none"))
+        names = [""] * len(top.indices) if top.ids is None else [f"  {one}" for one in top.ids]
+        lines += [f"  train {i:>7}  {w:+10.4g}{n}" for i, w, n in zip(top.indices, top.weights, names, strict=True)]
     emit(found.to_dict(), "\n".join(lines), as_json)
 
 

@@ -88,9 +88,9 @@ def validate(
 
     Example: datamodels validate ridge.h5ad runs/a --clusters 4 --recipe recipe.yaml --folder runs/check --out check.html
     """
-    from datamodels.applications.subgroups import IDS, subgroups, with_ids
+    from datamodels.applications.subgroups import subgroups, with_ids
     from datamodels.applications.validation import validate as run
-    from datamodels.attribution import Attribution
+    from datamodels.attribution import IDS, Attribution
     from datamodels.experiment import Part
     from datamodels.report.validation_page import save_report
     from datamodels.training.ensemble import TrainRecipe
@@ -262,8 +262,7 @@ def _rows(path: Path, attribution: Attribution, by_order: bool) -> Any:
     import numpy as np
     import pandas as pd
 
-    from datamodels.applications.subgroups import IDS
-    from datamodels.attribution import read_h5ad
+    from datamodels.attribution import IDS, read_h5ad
     from datamodels.datasets.samples import read_table
 
     ids = None if by_order else attribution.target_facts.get(IDS)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodels.attribution import Attribution
+from datamodels.attribution import IDS, Attribution
 from datamodels.errors import ConstantColumnWarning, ConvergenceWarning, RequestError
 from datamodels.executors.pool import MakePool, Pool, pool_of
 from datamodels.memory import bytes_of
@@ -172,8 +172,8 @@ def _solve(
 
 def attribution_of(solution: Solution, problem: Problem, estimator: Estimator, *, out_of_mask: bool) -> Attribution:
     """A solution with where it comes from; rows that a prior or an offset has used are used too."""
-    names = {"ids": problem.target_ids} if problem.target_ids is not None else {}
-    train_names = {"ids": problem.train_ids} if problem.train_ids is not None else {}
+    names = {IDS: problem.target_ids} if problem.target_ids is not None else {}
+    train_names = {IDS: problem.train_ids} if problem.train_ids is not None else {}
     before = [scores.provenance.get("sources", []) for scores in estimator.scores().values()]
     return Attribution(
         weights=solution.weights.astype(np.float32, copy=False),
