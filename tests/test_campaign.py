@@ -79,10 +79,17 @@ def test_a_row_that_was_written_before_its_worker_died_is_no_failure(
     assert store.failures() == {}
 
 
-def test_a_campaign_whose_first_rows_all_fail_is_stopped(new_store: NewStore) -> None:
+def test_a_campaign_whose_first_rows_all_fail_is_stopped(
+    new_store: NewStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That rows failed is said without progress, too."""
     store = new_store(200)
-    summary = train(store, tasks.forgets_to_return, jobs=2)
+    summary = train(store, tasks.forgets_to_return, jobs=2, progress=False)
     assert 20 <= len(summary.failed) < 200
+    assert summary.stopped == f"stopped, since the first {len(summary.failed)} rows all failed"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("trained 0 rows in ")
+    assert said.endswith(f"0.log); {summary.stopped}")
     assert summary.pending == 200 - len(summary.failed)
     assert not summary.ok
 

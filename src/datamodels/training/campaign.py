@@ -58,7 +58,7 @@ class Summary:
     interrupted
         Whether Ctrl-C ended it.
     stopped
-        Who asked it to end early, and why, or None.
+        Why it ended early: who asked it to, or that its first rows all failed; else None.
     subsets_without_class
         Rows whose subset lacks a class, where the store knows labels: of the first rows that were to be trained, as many as have
         100 million entries of masks.
@@ -120,7 +120,7 @@ def train(
     threads
         Threads of torch and BLAS per worker.
     progress
-        Whether to show done, failed, rate and time left on standard error.
+        Whether to show done, failed, rate and time left on standard error. That rows failed is said there in any case.
     rows
         Only these rows: ``(start, stop)``, a slice, indices, or a bool mask; by default all.
 
@@ -243,6 +243,7 @@ class _Campaign:
                 continue
             if len(self.failed) >= _HOPELESS and not self.done:
                 self.hopeless = True
+                self.stopped = f"stopped, since the first {len(self.failed)} rows all failed"
                 return
             if self.stopped is not None:
                 return
@@ -380,15 +381,15 @@ class _Campaign:
         )
 
     def _report(self, summary: Summary) -> None:
-        if not self.show:
+        if not (self.show or summary.failed):
             return
         text = f"trained {summary.done} rows in {duration(summary.seconds)}"
         if summary.failed:
             logs = self.store.failures().get(summary.failed[0], "nowhere: the store refuses")
             text += f", {len(summary.failed)} failed (log of the first: {logs})"
         if self.hopeless:
-            text += f"; stopped, since the first {len(summary.failed)} rows all failed"
-        if summary.stopped:
+            text += f"; {summary.stopped}"
+        elif summary.stopped:
             text += f"; asked to stop ({summary.stopped}), {summary.pending} not reached"
         if summary.interrupted:
             text += f", {summary.pending} not reached; run it again to go on"
