@@ -89,7 +89,7 @@ def test_a_campaign_whose_first_rows_all_fail_is_stopped(
     assert summary.stopped == f"stopped, since the first {len(summary.failed)} rows all failed"
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("trained 0 rows in ")
-    assert said.endswith(f"0.log); {summary.stopped}")
+    assert said.endswith(f".log); {summary.stopped}")
     assert summary.pending == 200 - len(summary.failed)
     assert not summary.ok
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from datamodels import Ridge, datasets, fit
 from datamodels.datasets import from_arrays
 from datamodels.design import Design
-from datamodels.errors import RequestError, SweepWarning
+from datamodels.errors import MissingClassWarning, RequestError, SweepWarning
 from datamodels.store import Store
 from datamodels.sweep import Sweep
 from datamodels.training.campaign import train
@@ -168,8 +168,10 @@ def test_one_bad_row_fails_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     sweep = Sweep({"lr": [0.05, 0.06, 0.07, 0.08, 0.09, 1e30]})
     store = Store.create(tmp_path / "s", schema=task.schema, design=Design.explicit(masks), sweep=sweep)
-    summary = train(store, task, executor="inline", progress=False)
+    with pytest.warns(MissingClassWarning, match="row 2"):  # the task says what the labels are
+        summary = train(store, task, executor="inline", progress=False)
     assert summary.failed == [2, 5]
+    assert summary.subsets_without_class == [2]
     assert store.completed().tolist() == [True, True, False, True, True, False]
     assert "no training examples" in store.failure_log(2)
     assert "diverged" in store.failure_log(5)

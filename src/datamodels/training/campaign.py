@@ -22,7 +22,7 @@ from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_na
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS, Rows, rows_named
 from datamodels.store import Store
-from datamodels.training.task import BlockTask, TaskRunner, fingerprint, gpus_wanted, load_task
+from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_task, said_by
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
@@ -60,7 +60,7 @@ class Summary:
     stopped
         Why it ended early: who asked it to, or that its first rows all failed; else None.
     subsets_without_class
-        Rows whose subset lacks a class, where the store knows labels: of the first rows that were to be trained, as many as have
+        Rows whose subset lacks a class, where the store or the task knows labels: of the first rows that were to be trained, as many as have
         100 million entries of masks.
     """
 
@@ -142,12 +142,23 @@ def train(
         raise RequestError(f"retries is {retries}; give 0 or more")
     wanted = rows_named(rows, store.n_models)
     function = load_task(task)
-    runner = TaskRunner(store.address, task, isinstance(function, BlockTask), gpus_wanted(function))
+    runner = TaskRunner(store.address, task, isinstance(function, BlockTask), said_by(function, "gpus") or ())
     runner.prepare()
     make = executor_named(executor) if isinstance(executor, str) else executor
     where = make(runner, jobs=jobs, timeout=timeout, threads=threads)
     size = function.block_size if isinstance(function, BlockTask) else store.block_rows
-    return _Campaign(store, where, fingerprint(function), size, retries, progress, wanted).run()
+    return _Campaign(
+        store, where, fingerprint(function), size, retries, progress, wanted, _labels(store, function)
+    ).run()
+
+
+def _labels(store: Store, function: Any) -> NDArray[Any] | None:
+    """Of the training examples, (n_train,), as the store knows them, or else the task."""
+    labels = store.labels()
+    if labels is None and store.design is not None:
+        said = np.asarray(said_by(function, "labels"))
+        labels = said if said.shape == (store.design.n_train,) else None
+    return labels
 
 
 class _Campaign:
@@ -155,9 +166,10 @@ class _Campaign:
 
     def __init__(
         self, store: Store, executor: Executor, task: str, block_size: int | None, retries: int, progress: bool,
-        wanted: NDArray[np.bool_],
+        wanted: NDArray[np.bool_], labels: NDArray[Any] | None,
     ) -> None:  # fmt: skip
         self.store = store
+        self.labels = labels
         self.task = task
         self.executor = executor
         self.block_size = block_size
@@ -354,10 +366,9 @@ class _Campaign:
             self.unseen = True
 
     def _subsets_without_class(self) -> list[int]:
-        """Those of the first rows that are to be trained whose subset has no example of some class, when the store knows the
-        labels. As many rows as a moment allows, since masks are drawn for it."""
-        labels = self.store.labels()
-        design = self.store.design
+        """Those of the first rows that are to be trained whose subset has no example of some class, when the store or the task
+        knows the labels. As many rows as a moment allows, since masks are drawn for it."""
+        labels, design = self.labels, self.store.design
         if labels is None or (design is None and MASKS not in self.store.keys):
             return []
         rows = np.flatnonzero(self.wanted & ~self.known_done)[: max(1, _LOOKED_AT // len(labels))]

@@ -296,6 +296,11 @@ class TrainRecipe:
         return BlockTask(self, self.block_size)
 
     @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n_train,) of the training examples."""
+        return self.data.train.y
+
+    @property
     def gpus(self) -> tuple[str, ...]:
         """The GPUs of this machine that rows are trained on, one per worker, as `gpus_of`; none by the compiled engine."""
         return () if self.engine == "compiled" else gpus_of(self.device)

@@ -95,6 +95,11 @@ class LearnerTask:
         return schema_of_splits(self.outputs, sizes, self.n_classes, self.dtype)
 
     @property
+    def labels(self) -> NDArray[np.int64]:
+        """(n_train,) of the training examples, as integers."""
+        return self.y
+
+    @property
     def gpus(self) -> tuple[str, ...]:
         """The GPUs of this machine that rows are trained on, one per worker, as far as the learner says so."""
         return getattr(self.learner, "gpus", ())

@@ -115,10 +115,10 @@ def fingerprint(function: Function) -> str:
     return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
-def gpus_wanted(function: Function) -> tuple[str, ...]:
-    """The GPUs of this machine that a task asks for by an attribute ``gpus``, as `datamodels.devices.gpus_of`; most ask for none."""
-    inner = function.function if isinstance(function, BlockTask) else function
-    return tuple(getattr(inner, "gpus", ()))
+def said_by(function: Function, name: str) -> Any:
+    """What a task says of itself in an attribute, or None: ``gpus``, those of this machine that it asks for, as
+    `datamodels.devices.gpus_of`; ``labels``, one per training example."""
+    return getattr(function.function if isinstance(function, BlockTask) else function, name, None)
 
 
 _ROW_NAMES = ("index", "mask", "rng", "params", "logdir", "design")
