@@ -141,7 +141,7 @@ def adult(n_train: int = 5000, n_test: int = 5000) -> Dataset:
     groups = np.array(names)[2 * rich + male]
     train, test = slice(n_train), slice(n_train, None)
     return from_arrays(
-        f"adult[{n_train},{n_test}]", x[train], rich[train], x[test], rich[test], ("up to 50K", "above 50K"),
+        f"adult[{n_train},{n_test}]", x[train], rich[train], x[test], rich[test], class_names=("up to 50K", "above 50K"),
         hidden_train=groups[train], hidden_test=groups[test], hidden_name="group",
     )  # fmt: skip
 

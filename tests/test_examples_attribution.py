@@ -6,10 +6,11 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +105,33 @@ def test_the_square_agrees_with_most_training_labels(example: ModuleType) -> Non
         assert (square == (split.y == 1)).mean() == pytest.approx(share, abs=0.08)
         np.testing.assert_array_equal(split.hidden, 2 * split.y + square)
         np.testing.assert_array_equal(split.images[:, :4, :4].min(axis=(1, 2)) == 255, square)
+
+
+@script("debias")
+def test_the_census_is_read_from_its_files(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of the UCI repository: the test file has a line of its own, and dots after its labels."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "dataset" / "adult"
+    folder.mkdir(parents=True)
+    rich, male = rng.random((2, 90)) < 0.5
+    lines = [
+        f"{rng.integers(17, 90)}, {rng.choice(['Private', 'Self-emp', '?'])}, 7, Bachelors, 13, Never-married, Sales, Wife, White, "
+        f"{'Male' if man else 'Female'}, 0, 0, {rng.integers(1, 99)}, Cuba, {'>50K' if much else '<=50K'}"
+        for much, man in zip(rich, male, strict=True)
+    ]
+    (folder / "adult.data").write_text("\n".join(lines[:60]) + "\n")
+    (folder / "adult.test").write_text("|1x3 Cross validator\n" + "".join(f"{line}.\n" for line in lines[60:]))
+    monkeypatch.setattr(example, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    data = example.adult(40, 20)
+    assert (len(data.train), len(data.test), data.hidden_name) == (40, 20, "group")
+    assert list(data.class_names) == ["up to 50K", "above 50K"]
+    order = pd.Series(np.arange(60)).sample(40, random_state=0)
+    expected = [f"{'above' if rich[i] else 'up to'} 50K, {'men' if male[i] else 'women'}" for i in order]
+    np.testing.assert_array_equal(data.train.hidden, expected)
+    np.testing.assert_array_equal(data.train.y, rich[order])
+    np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
