@@ -129,7 +129,8 @@ def test_the_census_is_read_from_its_files(
     assert list(data.class_names) == ["up to 50K", "above 50K"]
     order = pd.Series(np.arange(60)).sample(40, random_state=0)
     expected = [f"{'above' if rich[i] else 'up to'} 50K, {'men' if male[i] else 'women'}" for i in order]
-    np.testing.assert_array_equal(data.train.hidden, expected)
+    assert data.hidden_names is not None
+    assert [data.hidden_names[code] for code in np.asarray(data.train.hidden)] == expected
     np.testing.assert_array_equal(data.train.y, rich[order])
     np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-5)
 
