@@ -199,7 +199,7 @@ assert middle[ridges.index(1)] > middle.max() - 0.05 and middle[0] < middle.max(
 
 # %% [markdown]
 # The curve is the lesson: the same gradients can be mediocre or good, and 1, the default, is about right. It is so on most datasets that we
-# tried ([measured](../../benchmarks/RESULTS.md#trak)), not on all. A few dozen retrained networks tell you whether it is on yours, and,
+# tried ([measured](../../benchmarks/RESULTS.md#gradients)), not on all. A few dozen retrained networks tell you whether it is on yours, and,
 # in the next section, much more. Report on others, as we do.
 
 # %%
