@@ -29,12 +29,14 @@ from torch import nn
 
 from datamodels.datasets import Dataset, from_arrays, load
 from datamodels.design import Design
+from datamodels.evaluation.counterfactual import counterfactual
 from datamodels.evaluation.lds import lds as measure_lds
+from datamodels.regression.calibration import calibrate
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.recipes import Recipe
-from datamodels.trak import TRAK, score_split, train_checkpoints, trak_of
+from datamodels.trak import TRAK, score_split, train_checkpoints, trak_of, trak_of_recipe
 from torch_models import loop, module
 
 # The folder of this file would hide the module of traker, which has the name of this file.
@@ -335,6 +337,32 @@ def by_ridge(n_checkpoints: int, n_models: int) -> None:
                 print(f"| {name} | {dim} | {' | '.join(cells)} |", flush=True)
 
 
+def coverage(n_checkpoints: int) -> None:
+    """Share of removals whose measured change lies in the interval of 95 % that calibrated scores predict."""
+    task, n_calibrated = TrainRecipe(DIGITS, "digits[500,60]"), 60
+    print("| removed from | runs | top 5 | top 20 | top 50 |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        run = trak_of_recipe(task, out / "trak", checkpoints=n_checkpoints, projection="sjlt", progress=False)
+        design = Design(n_train=task.n_train, alpha=0.5, n_models=n_calibrated, replicates=2, seed=1)
+        store = Store.create(out / "store", schema=task.schema, design=design)
+        train(store, task, executor="inline", progress=False)
+        calibrated = calibrate(run.attribution, store)
+        half = Design(n_train=task.n_train, alpha=0.5, seed=2).mask(0)
+        for name, base in (("a half", half), ("all", None)):
+            for runs in (8, 32):
+                cells = []
+                for k in (5, 20, 50):
+                    found = counterfactual(
+                        task, calibrated, targets=range(60), k=k, replicates=runs, base=base, folder=out / f"{name} {runs} {k}",
+                        executor="inline", progress=False,
+                    )  # fmt: skip
+                    changes = found.of("attribution")
+                    inside = [one.predicted_low < one.actual.value < one.predicted_high for one in changes]
+                    cells.append(f"{np.mean(inside):.0%}")
+                print(f"| {name} | {runs} | {' | '.join(cells)} |", flush=True)
+
+
 def tumours() -> Dataset:
     from sklearn.datasets import load_breast_cancer
 
@@ -345,7 +373,7 @@ def tumours() -> Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=["speed", "lds", "ridge"])
+    parser.add_argument("--part", choices=["speed", "lds", "ridge", "intervals"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=[], choices=list(WAYS))
@@ -364,6 +392,8 @@ def main() -> None:
         lds(given.checkpoints, given.models)
     if given.part in (None, "ridge"):
         by_ridge(given.checkpoints, 2 * given.models)
+    if given.part in (None, "intervals"):
+        coverage(given.checkpoints // 2)
 
 
 if __name__ == "__main__":

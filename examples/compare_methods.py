@@ -15,6 +15,7 @@ Run again with more --models it trains the missing ones. All numbers lie in resu
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     draw(given.out / "chart.png", results)
     costs = results["costs"]
     said = (
-        f"A network costs {costs['model']:.3f} CPU seconds, {given.checkpoints} checkpoints and their gradients "
+        f"A network costs {costs['model']:.3f} CPU seconds, {given.checkpoints} checkpoints, their gradients and scores "
         f"{costs['trak']:.1f}, TracIn {costs['tracin']:.1f}. Differences of LDS are to lasso with as many models, with paired "
         "bootstrap intervals."
     )
@@ -108,7 +109,9 @@ def predictions(given: Any) -> dict[str, Any]:
     files, per_model = checkpoints(out / "checkpoints", task, given.checkpoints)
     trak, gradients = trak_of(out / "trak", task, files)
     tracin, spent = tracin_of(out, task)
+    began = time.process_time()
     prior = score_split(trak, task.data.test)
+    gradients += time.process_time() - began
     fixed = {"TRAK": prior, **products(trak, tracin, task.data), **free(task.data)}
     costs = {"model": per_model, "trak": given.checkpoints * per_model + gradients, "tracin": spent}
     rows = []
