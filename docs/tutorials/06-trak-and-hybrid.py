@@ -354,8 +354,8 @@ run = trak_of_recipe(task, "runs/trak", **OPTIONS)
 print(f"training one of these networks: {1000 * run.checkpoints.seconds:.1f} ms of CPU")
 
 # %% [markdown]
-# A few milliseconds: here a thousand retrained networks cost less than the gradients of ten. Where a training takes minutes or hours, it
-# is the other way round, and TRAK with calibration, or a hybrid, is what you can afford.
+# A few milliseconds: here a thousand retrained networks cost about as much as TRAK of ten. Where a training takes minutes or hours,
+# gradients cost next to nothing beside it, and TRAK with calibration, or a hybrid, is what you can afford.
 
 # %% [markdown]
 # ## 6. Wrong labels
