@@ -206,9 +206,7 @@ assert middle[ridges.index(1)] > middle.max() - 0.05 and middle[0] < middle.max(
 trak = scores()
 found = dm.lds(trak, judge, rows=REPORT)
 low, high = found.lds_ci
-print(
-    f"{NETWORKS} networks: LDS {found.lds:.3f} ({low:.3f} to {high:.3f}), ceiling {found.lds_ceiling:.3f}"
-)
+print(f"{NETWORKS} networks: LDS {found.lds:.3f} ({low:.3f} to {high:.3f}), ceiling {found.lds_ceiling:.3f}")
 assert found.lds_ci[0] > 0.15
 
 # %% [markdown]
