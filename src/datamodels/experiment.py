@@ -142,7 +142,7 @@ def run_experiment(
     neighbours, embedding
         Names of the fits that the page shows.
     jobs
-        Worker processes; by default one per CPU.
+        Worker processes; by default as in `train`.
     progress
         Whether to show progress on standard error.
 
@@ -202,7 +202,7 @@ def fill(path: Path, part: Part, *, jobs: int | None = None, progress: bool = Tr
     part
         What it holds.
     jobs
-        Worker processes; by default one per CPU.
+        Worker processes; by default as in `train`.
     progress
         Whether to show progress on standard error.
 

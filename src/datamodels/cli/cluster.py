@@ -94,7 +94,9 @@ def share(
     part: Annotated[str, typer.Argument(help="Which share of how many, 0/64 to 63/64.", metavar="I/N")],
     task: _Task = None,
     recipe: Recipe = None,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per CPU, or per GPU in use.")
+    ] = None,
     timeout: _Timeout = None,
     threads: _Threads = 1,
     as_json: Json = False,

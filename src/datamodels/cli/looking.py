@@ -127,7 +127,9 @@ def subgroups(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     models: Annotated[int, typer.Option(help="Networks per subset size; there are two sizes.")] = 4000,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per CPU, or per GPU in use.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The whole flow on handwritten digits: thousands of networks, datamodels, proof, subgroups, a page.

@@ -24,7 +24,9 @@ def pilot(
     masks: Annotated[int, typer.Option(help="Subsets per setting.")] = 16,
     replicates: Annotated[int, typer.Option(help="Models per subset.")] = 2,
     seed: Seed = 0,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per CPU, or per GPU in use.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the stores; with it an interrupted pilot goes on.")
     ] = None,

@@ -161,7 +161,9 @@ def train(
         typer.Option(help="PKG.MODULE:FUNCTION; takes index, and mask, rng, params, logdir if it names them."),
     ] = None,
     recipe: Recipe = None,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per CPU, or per GPU in use.")
+    ] = None,
     executor: Annotated[
         str, typer.Option(help="local: worker processes; inline: this process; ray, slurm: a cluster.")
     ] = "local",

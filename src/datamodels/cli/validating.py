@@ -78,7 +78,9 @@ def validate(
     ] = False,
     labels: Annotated[Path | None, typer.Option(help="Class of each target, .npy or one per line.")] = None,
     seed: Seed = 0,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; one per CPU by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per CPU, or per GPU in use.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Page to write, .html.")] = None,
     as_json: Json = False,
 ) -> None:

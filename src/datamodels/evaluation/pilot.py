@@ -71,7 +71,7 @@ def pilot(
     seed
         Of the designs and the intervals.
     jobs
-        Worker processes; by default one per CPU.
+        Worker processes; by default as in `train`.
     folder
         Where the store of each setting is, as ``<recipe>-a<alpha>``; complete rows in it are not trained again. By
         default a temporary folder.
@@ -86,7 +86,7 @@ def pilot(
         when models fail.
     """
     named = {_own_name(task.recipe): task.recipe} if recipes is None else dict(recipes)
-    jobs = usable_cpus() if jobs is None else jobs
+    jobs = (len(task.gpus) or usable_cpus()) if jobs is None else jobs
     if jobs < 1:
         raise RequestError(f"jobs is {jobs}; give 1 or more")
     if not len(task.data.test):
@@ -151,6 +151,10 @@ class _Timed:
     @property
     def fingerprint(self) -> str:
         return self.task.fingerprint
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return self.task.gpus
 
     def __call__(self, indices: NDArray[np.int64], masks: NDArray[np.bool_], design: Design) -> dict[str, Any]:
         if not self.warm:

@@ -114,7 +114,7 @@ def retrain(
         when models could not be trained.
     """
     names = tuple(outputs)
-    workers = 1 if executor == "inline" else jobs or usable_cpus()
+    workers = 1 if executor == "inline" else jobs or len(task.gpus) or usable_cpus()
     block = min(task.block_size, -(-len(masks) // workers))
     wanted = replace(task, outputs=names, splits=(split,), block_size=block)
     design = Design.explicit(masks, seed=seed)
