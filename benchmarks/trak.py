@@ -315,7 +315,11 @@ def by_ridge(n_checkpoints: int, n_models: int) -> None:
         "600 digits, no weight decay": ("digits[600,200]", Recipe(hidden=(32,), epochs=30), 0.5),
         "MNIST, two classes": ("mnist_5k:large[2000,300]", width, 0.5),
         "MNIST, ten classes": ("mnist_5k[2000,300]", width, 0.5),
-        "MNIST, linear": ("mnist_5k:large[2000,300]", Recipe(architecture="linear", lr=0.02, weight_decay=1e-2), 0.5),
+        "MNIST, two classes, linear": (
+            "mnist_5k:large[2000,300]",
+            Recipe(architecture="linear", lr=0.02, weight_decay=1e-2),
+            0.5,
+        ),
         "breast cancer": (tumours(), Recipe(hidden=(32,), epochs=30, lr=0.05, weight_decay=1e-3), 0.5),
     }
     ridges = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -338,7 +342,8 @@ def by_ridge(n_checkpoints: int, n_models: int) -> None:
 
 
 def coverage(n_checkpoints: int) -> None:
-    """Share of removals whose measured change lies in the interval of 95 % that calibrated scores predict."""
+    """Share of removals whose measured change lies in the interval of 95 % that calibrated scores predict, the measured change in
+    units of what was predicted, and their correlation."""
     task, n_calibrated = TrainRecipe(DIGITS, "digits[500,60]"), 60
     print("| removed from | runs | top 5 | top 20 | top 50 |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -358,8 +363,12 @@ def coverage(n_checkpoints: int) -> None:
                         executor="inline", progress=False,
                     )  # fmt: skip
                     changes = found.of("attribution")
+                    predicted, actual = (
+                        np.array(one) for one in zip(*[(c.predicted, c.actual.value) for c in changes], strict=True)
+                    )
+                    slope = predicted @ actual / (predicted @ predicted)
                     inside = [one.predicted_low < one.actual.value < one.predicted_high for one in changes]
-                    cells.append(f"{np.mean(inside):.0%}")
+                    cells.append(f"{np.mean(inside):.0%}, x{slope:.1f}, r {np.corrcoef(predicted, actual)[0, 1]:.2f}")
                 print(f"| {name} | {runs} | {' | '.join(cells)} |", flush=True)
 
 

@@ -62,7 +62,7 @@ def options(
     parser.add_argument("--data", choices=settings, default=next(iter(settings)), help="dataset (%(default)s)")
     parser.add_argument("--models", type=int, help="networks; more than last time extends what is there")
     parser.add_argument("--out", type=Path, help=f"folder of the run (runs/{stem}-DATA)")
-    parser.add_argument("--jobs", type=int, help="worker processes; by default one per CPU")
+    parser.add_argument("--jobs", type=int, help="worker processes; by default one per CPU, or per GPU in use")
     parser.add_argument("--quick", action="store_true", help=f"{quick.dataset}, {quick.models} tiny networks")
     for name, how in (more or {}).items():
         parser.add_argument(name, **how)

@@ -53,9 +53,10 @@ def test_neighbours_bear_the_names_of_their_examples() -> None:
     for name, message in (
         ("y", "no targets are named 'y'; names look like 'x'"),
         (7, r"target 7 is outside of 0\.\.1"),
+        (1.5, "target is 1.5; give a number"),
     ):
         with pytest.raises(RequestError, match=message):
-            named.top(name)
+            named.top(name)  # type: ignore[arg-type]
     twice = replace(named, target_facts={"ids": np.array(["x", "x"])})
     with pytest.raises(RequestError, match="2 targets are named 'x'"):
         twice.top("x")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from datamodels.design import Design
 from datamodels.errors import MissingClassWarning, RequestError, TaskChangedWarning
 from datamodels.store import Store
 from datamodels.training.campaign import train
+from datamodels.training.task import labels_known
 from tests import tasks
 from tests.executor_contract import ExecutorContract
 
@@ -92,6 +94,16 @@ def test_a_campaign_whose_first_rows_all_fail_is_stopped(
     assert said.endswith(f".log); {summary.stopped}")
     assert summary.pending == 200 - len(summary.failed)
     assert not summary.ok
+
+
+@pytest.mark.parametrize("labels", [[[1, 2], [3]], [1, None] * 3, np.linspace(0, 1, 6), np.arange(5)])
+def test_labels_of_a_task_that_are_none_are_passed_over(labels: Any) -> None:
+    def task(index: int) -> None: ...
+
+    task.labels = labels  # type: ignore[attr-defined]
+    assert labels_known(task, 6) is None
+    task.labels = np.arange(6) % 2  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(labels_known(task, 6), [0, 1] * 3)
 
 
 def test_another_version_of_the_task_is_noticed(new_store: NewStore, tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ def test_looking_at_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert in_process(capsys, "neighbours", "n.h5ad", "16", "--by-name") == in_process(
         capsys, "neighbours", "n.h5ad", "3"
     )
+    names = {"ids": np.arange(100, 120).astype(str)}
+    Attribution(weights, np.zeros(20), target_facts=names).save("large.h5ad")
+    assert "there is no target 107, and one of that name: give --by-name" in in_process(
+        capsys, "neighbours", "large.h5ad", "107", status=2
+    )
     with pytest.raises(SystemExit, match="0"):
         cli_main(["neighbours", "n.h5ad", "3", "-k", "1"])
     assert re.search(r"most helpful to target 3, 16:\n  train +0 +\+1\S*  0\n", capsys.readouterr().out)

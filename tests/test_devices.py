@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 
 from datamodels import devices
 from datamodels.devices import VISIBLE, device_named, gpus_of
+from datamodels.errors import RequestError
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
 from datamodels.training.learners import hf_task
 from datamodels.training.recipes import Recipe
+from datamodels.training.task import gpus_wanted
 
 NewStore = Callable[..., Store]
 
@@ -47,6 +50,11 @@ def test_every_gpu_has_a_worker_and_one_that_is_named_has_one(monkeypatch: pytes
     monkeypatch.setenv(VISIBLE, "3,GPU-8932f937")
     assert gpus_of("auto") == ("3", "GPU-8932f937")
     assert gpus_of("cuda:0") == ("3,GPU-8932f937",)
+    monkeypatch.setenv(VISIBLE, "1, ")
+    assert gpus_of("auto") == ("1",)
+    monkeypatch.delenv(VISIBLE)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus_of("cuda:1") == ()
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -64,7 +72,7 @@ def test_tasks_ask_for_the_gpus_that_they_train_on() -> None:
 class SeesOneGpu:
     """Writes which GPU its worker sees, and dies once where it is told to."""
 
-    gpus = ("4", "7")
+    gpus: Any = ("4", "7")
 
     def __call__(self, index: int) -> dict[str, Any]:
         told = Path(os.environ["DIES_AT_THREE"])
@@ -81,24 +89,40 @@ def test_workers_are_as_many_as_gpus_and_each_sees_one(
     """Also the one that takes the place of one that died."""
     from datamodels.executors import local
 
-    monkeypatch.setattr(local, "usable_cpus", lambda: 16)
+    monkeypatch.setattr("datamodels.executors.base.usable_cpus", lambda: 16)
     monkeypatch.setenv("DIES_AT_THREE", str(tmp_path / "told"))
     monkeypatch.delenv(VISIBLE, raising=False)
     (tmp_path / "told").touch()
-    started: list[int] = []
-    start = local.LocalExecutor._start
+    seen: list[tuple[int, str]] = []  # number of each worker that was started, and its GPU
+    numbers: list[int] = []
+    start, begin = local.LocalExecutor._start, BaseProcess.start
 
-    def counted(self: local.LocalExecutor, number: int) -> Any:
-        started.append(number)
+    def numbered(self: local.LocalExecutor, number: int) -> Any:
+        numbers.append(number)
         return start(self, number)
 
-    monkeypatch.setattr(local.LocalExecutor, "_start", counted)
+    def noted(self: BaseProcess) -> None:
+        seen.append((numbers[-1], os.environ[VISIBLE]))
+        begin(self)
+
+    monkeypatch.setattr(local.LocalExecutor, "_start", numbered)
+    monkeypatch.setattr(BaseProcess, "start", noted)
     store = new_store(40)
     assert train(store, SeesOneGpu(), jobs=jobs, retries=1, progress=False).ok
-    assert started[:workers] == list(range(workers))
-    assert len(started) == workers + 1
-    assert started[-1] in range(workers)
-    assert set(np.unique(store.array("margins"))) <= {4.0, 7.0}
-    if workers == 1:
-        assert set(np.unique(store.array("margins"))) == {4.0}
+    expected = [(0, "4"), (1, "7"), (2, "4")][:workers]
+    assert seen[:workers] == expected
+    (again,) = seen[workers:]
+    assert again in expected
+    assert set(np.unique(store.array("margins"))) <= {float(gpu) for _, gpu in expected}
     assert VISIBLE not in os.environ
+
+
+@pytest.mark.parametrize("gpus", [2, "0", np.array([0, 1]), [0.5]])
+def test_gpus_that_are_no_names_are_refused(new_store: NewStore, gpus: Any) -> None:
+    task = SeesOneGpu()
+    task.gpus = gpus
+    with pytest.raises(
+        RequestError, match=r"attribute gpus is .*; give values of CUDA_VISIBLE_DEVICES, one per worker: \('0', '1'\)"
+    ):
+        train(new_store(2), task, progress=False)
+    assert gpus_wanted(lambda index: None) == ()

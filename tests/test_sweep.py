@@ -192,6 +192,13 @@ def test_what_is_no_sweep_is_refused(given: dict[str, Any], message: str) -> Non
         Sweep(**given)
 
 
+def test_values_after_the_last_place_are_given_by_name() -> None:
+    with pytest.raises(
+        RequestError, match=r"Sweep after parameters takes its values by name, like kind=\.\.\.; given: "
+    ):
+        Sweep({"lr": [0.1]}, "grid")  # type: ignore[misc]
+
+
 def test_rows_start_at_0() -> None:
     with pytest.raises(IndexError, match="rows start at 0"):
         GRID.at(-1)

@@ -6,6 +6,7 @@ Every way to attribute yields an `Attribution`, so every evaluation and applicat
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -221,9 +222,13 @@ class Attribution:
                     f"0..{self.n_targets - 1}"
                 )
             return int(found[0])
-        if not 0 <= target < self.n_targets:
-            raise RequestError(f"target {target} is outside of 0..{self.n_targets - 1}")
-        return int(target)
+        try:
+            number = operator.index(target)
+        except TypeError:
+            raise RequestError(f"target is {target!r}; give a number in 0..{self.n_targets - 1}, or a name") from None
+        if not 0 <= number < self.n_targets:
+            raise RequestError(f"target {number} is outside of 0..{self.n_targets - 1}")
+        return number
 
     def top(self, target: int | str, k: int = 10, *, sign: Sign = "positive") -> Top:
         """The k training examples with the strongest weights for a target, strongest first.

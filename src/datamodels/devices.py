@@ -7,7 +7,7 @@ from pathlib import Path
 
 _SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of drivers of NVIDIA, AMD, and of either under Windows
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""What the environment of a process says of the GPUs that it may use, for CUDA and for ROCm."""
+"""What the environment of a process says of the GPUs that it may use. Of ROCm, too, unless it is given HIP_VISIBLE_DEVICES."""
 
 
 def device_named(device: str) -> str:
@@ -32,6 +32,8 @@ def gpus_of(device: str) -> tuple[str, ...]:
         return ()
     import torch
 
-    given = os.environ.get(VISIBLE)
-    seen = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    given = [one.strip() for one in os.environ.get(VISIBLE, "").split(",") if one.strip()]
+    seen = given or [str(number) for number in range(torch.cuda.device_count())]
+    if not seen:  # PyTorch says so, in every row
+        return ()
     return tuple(seen) if name == "cuda" else (",".join(seen),)

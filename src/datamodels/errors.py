@@ -102,13 +102,16 @@ def refusing(cls: type[T]) -> type[T]:
         try:
             create(self, *args, **given)
         except ValidationError as error:
-            legal = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+            fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+            legal, places = [field.name for field in fields], [field.name for field in fields if not field.kw_only]
             unknown = [name for name in given if name not in legal]
             text = first_line(error)
             if unknown:
                 text = f"{cls.__name__} has no {unknown[0]!r}; legal: {', '.join(legal)}"
             elif any(item["type"] == "unexpected_positional_argument" for item in error.errors()):
-                text = f"{cls.__name__} takes its values by name, like {legal[0]}=...; given: {args!r:.60}"
+                named = next(name for name in legal if name not in places)
+                first = f"after {', '.join(places)} " if places else ""
+                text = f"{cls.__name__} {first}takes its values by name, like {named}=...; given: {args!r:.60}"
             raise RequestError(text) from None
 
     cls.__init__ = __init__  # type: ignore[method-assign]

@@ -34,10 +34,13 @@ def neighbours(
     Example: datamodels neighbours cells.h5ad AAACCTGAGCCCAATT-1
     """
     from datamodels.applications.neighbours import neighbours as run
-    from datamodels.attribution import Attribution
+    from datamodels.attribution import IDS, Attribution
 
-    number = not by_name and target.lstrip("-").isdecimal()
-    found = run(Attribution.load(file), int(target) if number else target, k)
+    attribution = Attribution.load(file)
+    number = not by_name and target.removeprefix("-").isdecimal()
+    if number and int(target) >= attribution.n_targets and target in attribution.target_facts.get(IDS, ()):
+        raise RequestError(f"there is no target {target}, and one of that name: give --by-name")
+    found = run(attribution, int(target) if number else target, k)
     lines = []
     said = f"target {found.target}" if found.id is None else f"target {found.target}, {found.id}"
     for name, top in (("most helpful", found.helpful), ("most harmful", found.harmful)):

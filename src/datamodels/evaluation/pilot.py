@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datamodels.design import Design
 from datamodels.errors import CampaignError, RequestError
 from datamodels.evaluation.settings import Pilot, Setting, recommend, variances
-from datamodels.executors.base import usable_cpus
+from datamodels.executors.base import usual_jobs
 from datamodels.progress import note
 from datamodels.store import Store
 from datamodels.training.campaign import train
@@ -86,7 +86,7 @@ def pilot(
         when models fail.
     """
     named = {_own_name(task.recipe): task.recipe} if recipes is None else dict(recipes)
-    jobs = (len(task.gpus) or usable_cpus()) if jobs is None else jobs
+    jobs = usual_jobs(task.gpus) if jobs is None else jobs
     if jobs < 1:
         raise RequestError(f"jobs is {jobs}; give 1 or more")
     if not len(task.data.test):

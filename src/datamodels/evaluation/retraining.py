@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datamodels.design import Design
 from datamodels.errors import CampaignError, RequestError
-from datamodels.executors.base import usable_cpus
+from datamodels.executors.base import usual_jobs
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
@@ -114,7 +114,7 @@ def retrain(
         when models could not be trained.
     """
     names = tuple(outputs)
-    workers = 1 if executor == "inline" else jobs or len(task.gpus) or usable_cpus()
+    workers = 1 if executor == "inline" else jobs or usual_jobs(task.gpus)
     block = min(task.block_size, -(-len(masks) // workers))
     wanted = replace(task, outputs=names, splits=(split,), block_size=block)
     design = Design.explicit(masks, seed=seed)

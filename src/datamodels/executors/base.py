@@ -184,3 +184,8 @@ def thread_limits(threads: int) -> dict[str, str]:
 def usable_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_jobs(gpus: Sequence[str]) -> int:
+    """Worker processes on this machine when nobody says how many: one per GPU that they use, or one per CPU."""
+    return len(gpus) or usable_cpus()

@@ -19,7 +19,7 @@ from typing import Any
 
 from datamodels.devices import VISIBLE
 from datamodels.errors import RequestError, first_line
-from datamodels.executors.base import Executor, RowOutcome, Runner, thread_limits, trace_of, usable_cpus
+from datamodels.executors.base import Executor, RowOutcome, Runner, thread_limits, trace_of, usual_jobs
 
 _END_GRACE = 2.0
 
@@ -72,7 +72,7 @@ class LocalExecutor(Executor):
             raise RequestError(f"threads is {threads}; give 1 or more")
         if timeout is not None and timeout <= 0:
             raise RequestError(f"timeout is {timeout}; give seconds above 0")
-        self.slots = jobs or len(runner.gpus) or usable_cpus()
+        self.slots = jobs or usual_jobs(runner.gpus)
         self._runner = runner
         self._payload = b""
         self._timeout = timeout

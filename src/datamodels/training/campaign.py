@@ -22,7 +22,7 @@ from datamodels.executors import Executor, MakeExecutor, RowOutcome, executor_na
 from datamodels.progress import Progress, duration, note
 from datamodels.spec import MASKS, Rows, rows_named
 from datamodels.store import Store
-from datamodels.training.task import BlockTask, TaskRunner, fingerprint, load_task, said_by
+from datamodels.training.task import BlockTask, TaskRunner, fingerprint, gpus_wanted, labels_known, load_task
 
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
@@ -142,7 +142,7 @@ def train(
         raise RequestError(f"retries is {retries}; give 0 or more")
     wanted = rows_named(rows, store.n_models)
     function = load_task(task)
-    runner = TaskRunner(store.address, task, isinstance(function, BlockTask), said_by(function, "gpus") or ())
+    runner = TaskRunner(store.address, task, isinstance(function, BlockTask), gpus_wanted(function))
     runner.prepare()
     make = executor_named(executor) if isinstance(executor, str) else executor
     where = make(runner, jobs=jobs, timeout=timeout, threads=threads)
@@ -155,10 +155,11 @@ def train(
 def _labels(store: Store, function: Any) -> NDArray[Any] | None:
     """Of the training examples, (n_train,), as the store knows them, or else the task."""
     labels = store.labels()
-    if labels is None and store.design is not None:
-        said = np.asarray(said_by(function, "labels"))
-        labels = said if said.shape == (store.design.n_train,) else None
-    return labels
+    if labels is not None:
+        return labels
+    if store.design is not None:
+        return labels_known(function, store.design.n_train)
+    return labels_known(function, store.array(MASKS).shape[1]) if MASKS in store.keys else None
 
 
 class _Campaign:
@@ -320,7 +321,7 @@ class _Campaign:
                 known = self.seconds_per_row
                 self.seconds_per_row = outcome.seconds if known is None else 0.8 * known + 0.2 * outcome.seconds
         elif (
-            outcome.ended != "failed" and self.store.completed()[row]
+            outcome.ended != "failed" and self.store.completed_rows([row])[0]
         ):  # its worker was lost between row and word of it
             self.failed.pop(row, None)
             self.there += 1

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from datamodels.devices import VISIBLE
 from datamodels.errors import RequestError, RowError, first_line
 from datamodels.executors.base import RowOutcome, standard_output_to_error, trace_of
 from datamodels.store import Store
@@ -115,9 +117,31 @@ def fingerprint(function: Function) -> str:
     return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
-def said_by(function: Function, name: str) -> Any:
-    """What a task says of itself in an attribute, or None: ``gpus``, those of this machine that it asks for, as
-    `datamodels.devices.gpus_of`; ``labels``, one per training example."""
+def gpus_wanted(function: Function) -> tuple[str, ...]:
+    """The GPUs of this machine that a task asks for in an attribute ``gpus``, as `datamodels.devices.gpus_of`; most ask for none.
+
+    Raises
+    ------
+    RequestError
+        when the attribute is something else.
+    """
+    said = _said_by(function, "gpus")
+    if said is None:
+        return ()
+    if not isinstance(said, list | tuple) or not all(isinstance(one, str | int) for one in said):
+        raise RequestError(
+            f"the task's attribute gpus is {said!r}; give values of {VISIBLE}, one per worker: ('0', '1')"
+        )
+    return tuple(str(one) for one in said)
+
+
+def labels_known(function: Function, n_train: int) -> NDArray[np.integer] | None:
+    """Labels of the training examples, integers (n_train,), that a task has in an attribute ``labels``; None when it has none."""
+    said = _said_by(function, "labels")
+    return said if isinstance(said, np.ndarray) and said.shape == (n_train,) and said.dtype.kind in "iu" else None
+
+
+def _said_by(function: Function, name: str) -> Any:
     return getattr(function.function if isinstance(function, BlockTask) else function, name, None)
 
 

@@ -133,7 +133,7 @@ def trak_of_recipe(
     gradients = _hash(networks, projection, dim, chosen)
     trak = _trak(task, folder / "features" / gradients, projection, dim, ridge, chosen, seed)
     trained = train_checkpoints(folder / "checkpoints", task, checkpoints, alpha=alpha, seed=seed, progress=progress)
-    known = folder / "scores" / f"{_hash(gradients, checkpoints, [ridge, RIDGE_UNIT], targets)}.h5ad"
+    known = folder / "scores" / f"{_hash(gradients, checkpoints, float(ridge), RIDGE_UNIT, targets)}.h5ad"
     if known.exists():
         return TrakRun(Attribution.load(known), trained)
     trak.featurize(_batches(task.data.train), trained.files, executor=executor, progress=progress)

@@ -91,7 +91,8 @@ class TRAK:
         Of the projection.
     ridge
         λ_c in units of the mean squared length of the n projected gradients under checkpoint c, at least 0. Projections keep
-        lengths, so it does not depend on `dim`. LDS is best near 1 on every dataset that we tried (``benchmarks/trak.py --part ridge``).
+        lengths, so it does not depend on `dim`. LDS is best near 1 to 3 in six of the seven settings that we tried
+        (``benchmarks/trak.py --part ridge``).
     params
         Names of parameters to use, or patterns like ``"layer4.*"``; all by default.
     device

@@ -18,7 +18,7 @@ from datamodels.applications.validation.shuffling import Exchange, Groups, excha
 from datamodels.datasets import Dataset
 from datamodels.design import Design, label_codes
 from datamodels.errors import CampaignError, ConstantColumnWarning, ConvergenceWarning, RequestError
-from datamodels.executors.base import usable_cpus
+from datamodels.executors.base import usual_jobs
 from datamodels.progress import Progress
 from datamodels.regression.estimators import Ridge
 from datamodels.regression.fit import fit_problem
@@ -69,6 +69,10 @@ class ShuffledLabels:
     design: Design
     seed: int
     exchange: Exchange
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return self.task.gpus
 
     def dataset(self, shuffle: int) -> Dataset:
         """The data with labels shuffled: those of the training examples and, where they are targets, of the test examples."""
@@ -286,7 +290,7 @@ def _train(
 ) -> NDArray[np.float32]:
     """Margins (count * models, n_targets)."""
     rows = count * job.design.n_models
-    workers = 1 if executor == "inline" else jobs or usable_cpus()
+    workers = 1 if executor == "inline" else jobs or usual_jobs(job.gpus)
     block = BlockTask(job, min(job.task.block_size, -(-rows // workers)))
     store = Store.open_or_create(folder, spec=Spec(num_models=rows, schema=job.task.schema))
     summary = train(store, block, executor=executor, jobs=jobs, progress=progress)
