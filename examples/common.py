@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ RESNET = Recipe(
 )  # fmt: skip
 WIDTHS = (64, 128, 256, 512)  # of ResNet-18
 FEWEST = 48
+T = TypeVar("T")
 _SEED = 1000  # of the networks whose gradients are taken
 
 
@@ -160,8 +161,13 @@ def trak_of(folder: Path, task: TrainRecipe, files: Sequence[Path]) -> tuple[TRA
     """TRAK with the features of all training examples, and the CPU seconds that they took."""
     from datamodels import trak
 
-    note, began = folder / "seconds.json", time.process_time()
-    found = trak.trak_of(task, folder, files)
+    return timed(folder / "seconds.json", lambda: trak.trak_of(task, folder, files))
+
+
+def timed(note: Path, work: Callable[[], T]) -> tuple[T, float]:
+    """What work returns, and the CPU seconds that it took the first time, which a note keeps."""
+    began = time.process_time()
+    found = work()
     if not note.exists():
         note.write_text(json.dumps(time.process_time() - began))
     return found, float(json.loads(note.read_text()))

@@ -15,7 +15,6 @@ Run again with more --models it trains the missing ones. All numbers lie in resu
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from common import (
     parts,
     run,
     table,
+    timed,
     trak_of,
 )  # fmt: skip
 from matplotlib import colormaps
@@ -109,11 +109,9 @@ def predictions(given: Any) -> dict[str, Any]:
     files, per_model = checkpoints(out / "checkpoints", task, given.checkpoints)
     trak, gradients = trak_of(out / "trak", task, files)
     tracin, spent = tracin_of(out, task)
-    began = time.process_time()
-    prior = score_split(trak, task.data.test)
-    gradients += time.process_time() - began
+    prior, scores = timed(out / "trak" / "scores.json", lambda: score_split(trak, task.data.test))
     fixed = {"TRAK": prior, **products(trak, tracin, task.data), **free(task.data)}
-    costs = {"model": per_model, "trak": given.checkpoints * per_model + gradients, "tracin": spent}
+    costs = {"model": per_model, "trak": given.checkpoints * per_model + gradients + scores, "tracin": spent}
     rows = []
     for size in [size for size in (QUICK_MODELS if given.quick else MODELS) if size <= store.n_models]:
         methods = datamodels_of(out / f"fits_{size}", store, prior, size)

@@ -54,7 +54,8 @@ def test_methods_are_compared(example: ModuleType, tmp_path: Path, capsys: pytes
     assert rows["random", 60]["cpu seconds"] == 0
     found = by(results["mislabels"])
     assert set(found) == names | {"TRAK, on itself", "TracIn, on itself", "memorisation", "margin when not seen"}
-    assert min(found[name]["auc"] for name in ("margin when not seen", "TRAK, on itself")) > 0.8
+    assert found["margin when not seen"]["auc"] > 0.8
+    assert found["TRAK, on itself"]["auc"] > 0.7  # of five networks
     assert {row["method"] for row in results["removal"]} == set(found)  # removal of random examples is the baseline
     check_files(tmp_path, results, 1)
     files = {path: path.stat().st_mtime_ns for kind in ("h5ad", "pt") for path in tmp_path.rglob(f"*.{kind}")}
