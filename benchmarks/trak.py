@@ -31,7 +31,7 @@ from datamodels.datasets import Dataset, from_arrays, load
 from datamodels.design import Design
 from datamodels.evaluation.counterfactual import counterfactual
 from datamodels.evaluation.lds import lds as measure_lds
-from datamodels.regression.calibration import calibrate
+from datamodels.regression.calibration import calibrate, removal
 from datamodels.store import Store
 from datamodels.training.campaign import train
 from datamodels.training.ensemble import TrainRecipe
@@ -354,22 +354,37 @@ def coverage(n_checkpoints: int) -> None:
         train(store, task, executor="inline", progress=False)
         calibrated = calibrate(run.attribution, store)
         half = Design(n_train=task.n_train, alpha=0.5, seed=2).mask(0)
-        for name, base in (("a half", half), ("all", None)):
+        rng = np.random.default_rng(0)
+        for name, base in (("a half", half), ("all", np.ones(task.n_train, dtype=bool))):
             for runs in (8, 32):
                 cells = []
                 for k in (5, 20, 50):
+                    at = out / f"{name} {runs} {k}"
                     found = counterfactual(
-                        task, calibrated, targets=range(60), k=k, replicates=runs, base=base, folder=out / f"{name} {runs} {k}",
-                        executor="inline", progress=False,
+                        task, calibrated, targets=range(60), k=k, replicates=runs, base=base, folder=at, executor="inline",
+                        progress=False,
                     )  # fmt: skip
                     changes = found.of("attribution")
-                    predicted, actual = (
-                        np.array(one) for one in zip(*[(c.predicted, c.actual.value) for c in changes], strict=True)
-                    )
+                    predicted, actual = np.array([(one.predicted, one.actual.value) for one in changes]).T
                     slope = predicted @ actual / (predicted @ predicted)
-                    inside = [one.predicted_low < one.actual.value < one.predicted_high for one in changes]
-                    cells.append(f"{np.mean(inside):.0%}, x{slope:.1f}, r {np.corrcoef(predicted, actual)[0, 1]:.2f}")
+                    inside = np.mean([one.predicted_low < one.actual.value < one.predicted_high for one in changes])
+                    cells.append(f"{inside:.0%}, x{slope:.1f}, r {np.corrcoef(predicted, actual)[0, 1]:.2f}")
                 print(f"| {name} | {runs} | {' | '.join(cells)} |", flush=True)
+            cells = []
+            for k in (5, 20, 50):
+                sets = [rng.choice(np.flatnonzero(base), k, replace=False) for _ in range(20)]
+                masks = np.array([base, *(base & ~np.isin(np.arange(task.n_train), one) for one in sets)])
+                design = Design.explicit(np.repeat(masks, 8, axis=0))
+                store = Store.create(out / f"{name} random {k}", schema=task.schema, design=design)
+                train(store, task, executor="inline", progress=False)
+                means = np.asarray(store.array("margins"), dtype=np.float64).reshape(len(masks), 8, -1).mean(axis=1)
+                intervals = [removal(calibrated, one, runs=8) for one in sets]
+                inside = np.mean([
+                    (one.low < change) & (change < one.high)
+                    for one, change in zip(intervals, means[1:] - means[0], strict=True)
+                ])  # fmt: skip
+                cells.append(f"{inside:.0%}")
+            print(f"| {name}, 20 random sets of each size | 8 | {' | '.join(cells)} |", flush=True)
 
 
 def tumours() -> Dataset:

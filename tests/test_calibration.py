@@ -343,8 +343,9 @@ def _said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.slow
 def test_intervals_hold_what_retraining_measures(tmp_path: Path) -> None:
-    """TRAK of small networks on digits, calibrated on 60 of them. Nominal is 95 %; networks are not additive, so a little less
-    is what halves give: .86 to .92 over three halves and removals of 5 to 50."""
+    """TRAK of small networks on digits, calibrated on 60 of them. Nominal is 95 %, and random sets come near to it. Sets that the
+    scores chose are large effects of one direction, for which others like them stand in less and less: there networks are not
+    additive, intervals are too narrow, and what is left is the order of the changes."""
     task = TrainRecipe(Recipe(hidden=(32,), epochs=8), load("digits[500,60]"))
     from datamodels.trak import trak_of_recipe
 
@@ -354,20 +355,32 @@ def test_intervals_hold_what_retraining_measures(tmp_path: Path) -> None:
     assert train(store, task, executor="inline", progress=False).ok
     found = calibrate(scores, store)
     assert found.provenance["calibration"]["common_slope"] > 1
+    rng = np.random.default_rng(0)
     half = np.zeros(500, dtype=bool)
-    half[np.random.default_rng(0).permutation(500)[:250]] = True
-    shares = []
+    half[rng.permutation(500)[:250]] = True
     for name, base in (("half", half), ("all", np.ones(500, dtype=bool))):
         done = counterfactual(
             task, found, targets=range(60), k=20, replicates=8, base=base, folder=tmp_path / name, executor="inline",
             progress=False,
         )  # fmt: skip
-        held = []
-        for change in done.of("attribution"):
+        changes = done.of("attribution")
+        for change in changes:
             assert change.target is not None
             weights = np.where(base, found.weights[:, change.target], -np.inf)
             interval = removal(found, np.argsort(-weights, kind="stable")[:20], runs=8)
             assert interval.predicted[change.target] == pytest.approx(change.predicted, rel=1e-5)
-            held.append(interval.low[change.target] <= change.actual.value <= interval.high[change.target])
-        shares.append(np.mean(held))
-    assert min(shares) > 0.75
+        predicted, actual = np.array([(one.predicted, one.actual.value) for one in changes]).T
+        assert np.corrcoef(predicted, actual)[0, 1] > 0.5
+        assert (actual < 0).mean() > 0.9
+
+        sets = [rng.choice(np.flatnonzero(base), 20, replace=False) for _ in range(12)]
+        masks = np.repeat(np.array([base, *(base & ~np.isin(np.arange(500), one) for one in sets)]), 8, axis=0)
+        design = Design.explicit(masks)
+        retrained = Store.create(tmp_path / f"random {name}", schema=task.schema, design=design)
+        assert train(retrained, task, executor="inline", progress=False).ok
+        means = np.asarray(retrained.array("margins"), dtype=np.float64).reshape(13, 8, 60).mean(axis=1)
+        held = []
+        for one, mean in zip(sets, means[1:], strict=True):
+            interval = removal(found, one, runs=8)
+            held.append((interval.low <= mean - means[0]) & (mean - means[0] <= interval.high))
+        assert np.mean(held) > 0.85, name

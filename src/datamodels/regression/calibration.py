@@ -133,10 +133,10 @@ def removal(
 ) -> Removal:
     """Predicted change of each target's mean output when examples leave a training set that holds them, with intervals.
 
-    The interval is Student's, with the degrees of freedom of ``target_facts["calibration_df"]``. The examples may be chosen by the
-    attribution, but not by the rows that it was calibrated on. The training set should be like those of these rows. Effects count as
-    additive; of networks, which are not, fewer intervals hold the change than `confidence` says (see Calibration in
-    docs/mathematics.md for measured shares). A target's own example is in none of its rows: its effect is an extrapolation.
+    The interval is Student's, with the degrees of freedom of ``target_facts["calibration_df"]``. The examples must not be chosen
+    by the rows that it was calibrated on, and the training set should be like those of these rows. Effects count as additive, which
+    networks are not: of examples that the attribution chose, fewer intervals hold the change than `confidence` says, far fewer of many
+    (see Calibration in docs/mathematics.md for measured shares). A target's own example is in none of its rows: its effect is an extrapolation.
 
     Parameters
     ----------
