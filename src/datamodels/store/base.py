@@ -404,9 +404,15 @@ class Store(ABC):
     def record_failure(self, row: int, text: str) -> str:
         """Keep `text` as the log of a row that failed; gone when the row completes. Returns where it is."""
 
-    @abstractmethod
     def failures(self) -> dict[int, str]:
         """Rows whose last attempt failed and that nobody has completed, and where their logs are; see `failure_log`."""
+        logs = self._failure_logs()
+        done = self.completed() if logs else np.empty(0, np.bool_)
+        return {row: log for row, log in logs.items() if row < len(done) and not done[row]}
+
+    @abstractmethod
+    def _failure_logs(self) -> dict[int, str]:
+        """All logs of failed rows, also of rows that were completed later, and where they are."""
 
     @abstractmethod
     def failure_log(self, row: int) -> str:

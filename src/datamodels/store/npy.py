@@ -298,12 +298,10 @@ class NpyStore(Store):
         self._leave(file, text, sync=True)
         return str(file)
 
-    def failures(self) -> dict[int, str]:
+    def _failure_logs(self) -> dict[int, str]:
         folder = self.path / "failures"
         files = folder.glob("*.log") if folder.is_dir() else ()
-        logs = {int(file.stem): str(file) for file in files if file.stem.isdecimal()}
-        done = self.completed() if logs else np.empty(0, np.bool_)
-        return {row: log for row, log in logs.items() if row < len(done) and not done[row]}
+        return {int(file.stem): str(file) for file in files if file.stem.isdecimal()}
 
     def failure_log(self, row: int) -> str:
         file = self.path / "failures" / f"{row}.log"

@@ -247,10 +247,9 @@ class RemoteStore(Store):
         self._objects.put(f"failures/{row}.log", text.encode())
         return f"{self.path}/failures/{row}.log"
 
-    def failures(self) -> dict[int, str]:
-        names = {int(Path(name).stem): name for name in self._objects.names("failures") if Path(name).stem.isdecimal()}
-        done = self.completed() if names else np.empty(0, np.bool_)
-        return {row: f"{self.path}/{name}" for row, name in names.items() if row < len(done) and not done[row]}
+    def _failure_logs(self) -> dict[int, str]:
+        names = (name for name in self._objects.names("failures") if Path(name).stem.isdecimal())
+        return {int(Path(name).stem): f"{self.path}/{name}" for name in names}
 
     def failure_log(self, row: int) -> str:
         found = self._objects.read(f"failures/{row}.log")
